@@ -1,4 +1,4 @@
-.PHONY: help install lock book page pictures test check newest numerics bench lint pairs api release pocket reproduce clean
+.PHONY: help install lock book page pictures test check newest numerics bench lint pairs api release pocket reproduce live-check live-kernels live-picture clean
 SHELL := /bin/bash
 # The first Python that runs: a version manager may put names on the path that answer nothing.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
@@ -27,6 +27,9 @@ help:
 	@echo "make numerics  execute all pages as on four kinds of processor into _build/numerics and print what differs (ONLY=page: one of them; WRITE=1: keep what moved in the package); goes on where it was stopped"
 	@echo "make reproduce  run a small grid of chapters on the embedded model into _build/reproduce (eight minutes on two cores); goes on where it was stopped"
 	@echo "make lock    write requirements.lock anew, the hashes of what requirements.txt pins"
+	@echo "make live-check  compare the model of the page \"Live\" with PyTorch: 100 captions, questions, interventions, states (CAPTIONS=10: fewer); needs node"
+	@echo "make live-picture  record the page \"Live\" of the built book at work, into assets/live.webp; needs Chromium"
+	@echo "make live-kernels  build live/kernels.wasm from live/kernels.c, with the compiler of live/requirements.txt"
 	@echo "make release say what keeps this state from being a release, or tag it"
 	@echo "make pocket  train the connectors and the scorer that the package ships (about three hours on two cores); RUN=audio makes one of them"
 
@@ -106,6 +109,17 @@ pocket: $(STAMP)
 
 reproduce: $(FETCHED)
 	$(PY) -m xlvlms_tutorial reproduce reproduce/experiments.yaml --cores 2 --out _build/reproduce
+
+# CAPTIONS reaches the shell as a variable, as above.
+live-check: $(FETCHED)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.live.check --captions "$${CAPTIONS:-100}"
+
+live-picture: $(STAMP)
+	@$(PY) -m tools.live.record
+
+live-kernels: $(STAMP)
+	$(HASHED) -r live/requirements.txt
+	$(PY) -m tools.live.kernels
 
 clean:
 	rm -rf _build assets/vendor

@@ -1,12 +1,13 @@
 """Steering: what a vector added at every position costs in generation.
 
-As a hook and folded into a bias, and what sweeps over layers cost. Today's way is a forward hook
-that makes a mask of positions anew in every step and moves the vector each time, and one pass
-through the model for each layer of a sweep.
+As a hook and folded into a bias, what sweeps over layers cost, and a step of training. Today's way
+is a forward hook that makes a mask of positions anew in every step and moves the vector each time,
+one pass through the model for each layer of a sweep, and training of LoRA.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from benchmarks.subjects import Subject, subjects
 from xlvlms_tutorial.activations.hooks import reading
 from xlvlms_tutorial.interventions.edits import add, fold
 from xlvlms_tutorial.methods.steering import LearnedSteering, SteeringVectors
+from xlvlms_tutorial.methods.steering.representation_tuning import frozen
 from xlvlms_tutorial.methods.steering.sweep import Run, fast_layers, first_ids
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.tutorials.tuning_ladder import RUNGS, Rung, attached
 
 ROUNDS, SWEEP_ROUNDS = 15, 7  # a sweep takes many passes
 N_LAYERS = 10
@@ -42,6 +45,7 @@ def measure(report: Report) -> None:
         about(report, subject, size, tokens)
         sweeps(report, subject, size)
         learned(report, subject, size, tokens)
+        tuning(report, subject, size)
 
 
 def about(report: Report, subject: Subject, size: int, tokens: int) -> None:
@@ -136,6 +140,37 @@ def learned(report: Report, subject: Subject, size: int, tokens: int) -> None:
         ratio(seconds, "learned", "plain"),
         Goal("<=", 1.05),
     )
+
+
+def tuning(report: Report, subject: Subject, size: int) -> None:
+    """Training steps of a tuning of representations and of LoRA, through the same frozen model."""
+    vlm, batch = subject.vlm, subject.batch(size)
+    rungs = {"loreft": RUNGS[0], "lora": RUNGS[1]}
+    contexts = {name: partial(trained, rung, vlm, batch) for name, rung in rungs.items()}
+    seconds = timed(contexts, report.options.rounds(SWEEP_ROUNDS), subject.device, label="steps")
+    report.promise(
+        f"a training step of {rungs['loreft'].name}, over one of {rungs['lora'].name}",
+        ratio(seconds, "loreft", "lora"),
+        Goal("<=", 1.0),
+    )
+
+
+@contextmanager
+def trained(rung: Rung, vlm: VLM, batch: Batch) -> Iterator[Callable[[], None]]:
+    """Attach a rung's parameters, and give a step: forward, gradient and AdamW."""
+    # by number: for a count a CPU would copy the unembedding for each row
+    last = {"logits_to_keep": torch.tensor([-1])} if "logits_to_keep" in vlm.accepts else {}
+    with frozen(vlm.model), attached(rung, vlm) as parameters:
+        optimiser = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0)
+
+        def step() -> None:
+            with vlm.run(batch):
+                logits = vlm.model(**batch, **last).logits[:, -1].float()
+            optimiser.zero_grad()
+            (-logits.log_softmax(dim=-1)[:, 0].mean()).backward()
+            optimiser.step()
+
+        yield step
 
 
 def mean_differences(vlm: VLM, batch: Batch, layers: list[int]) -> dict[int, Tensor]:

@@ -45,6 +45,7 @@ SLOW = (
     ),
     "tests/pocket/test_language.py::test_popular_objects_are_the_frequent_ones_in_training_too",
     "tests/pocket/test_variants.py::test_clips_and_sounds_are_described",
+    "tests/live/test_engine.py",
     "tests/training/test_compressed.py",
     "tests/batch/test_snakefile.py",
     "tests/activations/test_processes.py",

@@ -21,6 +21,7 @@ from tools import ROOT, ties
 from tools.chapters import config, notebooks, pages
 from tools.execute import BUILD, CLAIMS, QUIET, cached, fill, locked
 from tools.fetch_assets import fetch
+from tools.live import site
 from xlvlms_tutorial.batch.results import measurements
 from xlvlms_tutorial.claims import merge, write_claims
 from xlvlms_tutorial.claims.headlines import SCHEMA
@@ -105,6 +106,12 @@ def build_pages(settings: Path, *options: str) -> int:
     ).returncode
 
 
+def lay_live() -> None:
+    """Put the model of the page ``live`` beside the built pages, and say what is missing."""
+    if missing := site.install(BUILD / "html"):
+        print(f"the live page says that its model is missing: {missing}")
+
+
 def show(page: Path) -> None:
     """Open a built page where there is a screen, and say where it lies."""
     file = (BUILD / "html" / page.relative_to(ROOT)).with_suffix(".html")
@@ -137,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         others = [page for page in notebooks() if not cached(page)]
         if status := build_pages(write_config(offline, others), "-n"):
             return status
+        lay_live()
         show(wanted[0])
         return 0
     files = [ROOT / "README.md", *(ROOT / f"{page}.md" for page in pages())]
@@ -145,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     built = build_pages(write_config(offline), "-W", "-n", "--keep-going")
     if built == 0:
+        lay_live()
         batch = BUILD / "reproduce"
         more = measurements(batch) if batch.exists() else ()
         content = write_claims(merge(CLAIMS, more), BUILD / "claims.json")

@@ -29,6 +29,7 @@ LONG = (
     "steering-answers",
     "steering-limits",
     "steering-style",
+    "learned-steering",
     "hallucination",
     "pruning",
     "shift",

@@ -34,7 +34,7 @@ from xlvlms_tutorial.claims.headlines import HEADLINES
 BOOK_MODELS = "pocket-"
 COMMENT = re.compile(r"<!--\s*(?P<kind>tied|checked|from):\s*(?P<text>.*?)\s*-->", re.DOTALL)
 HEADLINE = " headline"
-README = "README"  # speaks of what any page recorded
+ABOUT_ALL = ("README", "live")  # record nothing, and speak of what any page recorded
 FINDINGS = "findings"  # the page whose sentences stand in claims/findings.yaml
 # What makes a paragraph one that states an outcome: a verdict, a decimal number or a percentage.
 OUTCOME = re.compile(r"\b(confirmed|refuted|undecided)\b|\b\d+\.\d+\b|\b\d+ ?%", re.IGNORECASE)
@@ -132,7 +132,7 @@ def _failed_check(tie: Tie, checks: Sequence[dict]) -> str | None:
     statement = " | ".join(tie.parts)
     results = []
     for check in checks:
-        if tie.page in (README, check["chapter"]) and check["statement"] == statement:
+        if tie.page in (*ABOUT_ALL, check["chapter"]) and check["statement"] == statement:
             results.append(check["holds"])
     if not results:
         return "the page checked no such statement"
@@ -157,7 +157,7 @@ def _other_verdict(tie: Tie, entries: Sequence[dict]) -> str | None:
     for entry in entries:
         if (entry["id"], entry["variant"]) != (name, variant):
             continue
-        if tie.page in (README, entry["chapter"]):
+        if tie.page in (*ABOUT_ALL, entry["chapter"]):
             current.add(entry["verdict"])
     if not current:
         return "the page recorded no such measurement"

@@ -6,6 +6,7 @@ Stores that go on; the residual stream.
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from importlib import import_module
 from inspect import unwrap
 
@@ -969,3 +970,25 @@ def test_a_changed_model_does_not_add_to_the_store_of_the_plain_one(vlm, samples
         pytest.raises(StoreError, match=r"interventions.*skip\(layers=1, part='block'"),
     ):
         capture(vlm, samples(2), 1, span="image", store=tmp_path / "store")
+
+
+@pytest.mark.parametrize("layers", ["all", 2])
+def test_questions_about_one_picture_share_what_they_begin_with(vlm, six, layers, monkeypatch):
+    texts = [PROMPTS[number % len(PROMPTS)] for number in range(9)]
+    asked = [replace(six[number % 3], id=f"{number}") for number in range(9)]
+    rows = []
+    tower = anatomy.tower(vlm.model)
+    encode = tower.forward
+
+    def counted(pixel_values, **options):
+        rows.append(len(pixel_values))
+        return encode(pixel_values, **options)
+
+    monkeypatch.setattr(tower, "forward", counted)
+    options = {"positions": -1, "prompt": lambda sample: texts[int(sample.id)], "batch_size": 6}
+    shared = capture(vlm, asked, layers, **options)
+    assert rows == [3, 3]  # each picture of a batch once
+    for number, sample in enumerate(asked):
+        alone = residual_stream(vlm, vlm.batch([sample.image], [texts[number]]))[:, 0, -1]
+        for (layer, _), states in shared.tensors.items():
+            torch.testing.assert_close(states[number], alone[layer], rtol=1e-4, atol=1e-5)

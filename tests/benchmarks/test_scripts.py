@@ -132,6 +132,15 @@ def test_a_learned_function_is_measured(subject, report):
     assert not any(block._forward_hooks for block in subject.vlm.blocks)
 
 
+def test_training_steps_are_measured_and_leave_nothing(subject, report):
+    before = {name: weight.clone() for name, weight in subject.vlm.model.state_dict().items()}
+    steering.tuning(report, subject, 2)
+    assert len(names(report)) == 1
+    after = subject.vlm.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(before[name], weight) for name, weight in after.items())
+
+
 def test_vectors_of_several_layers_are_those_of_one_at_a_time(subject):
     vlm, batch = subject.vlm, subject.batch(4)
     together = steering.mean_differences(vlm, batch, [1, 2, 4])

@@ -20,21 +20,13 @@ BARS = {"words": 2000, "code": 200, "plumbing": 0.3, "functions": 8, "doors": 6}
 OVER = {
     ("alignment", "code"): 244,
     ("grounding", "code"): 207,
-    ("outside", "plumbing"): 0.32,
-    ("pruning", "code"): 218,
-    ("shift", "code"): 344,
-    ("shift", "words"): 2060,
-    ("skip-training", "code"): 215,
-    ("skip-training", "plumbing"): 0.34,
-    ("skip-training", "words"): 2050,
-    ("skipping", "code"): 285,
-    ("skipping", "words"): 2060,
-    ("steering-style", "code"): 295,
+    ("shift", "code"): 248,
+    ("steering-style", "code"): 257,
     ("subnetworks", "code"): 208,
     ("subnetworks", "plumbing"): 0.37,
 }
 # Words for each visible line of code, at least.
-LEAST = {"shift": 6.3, "steering-style": 7.4}
+LEAST: dict[str, float] = {}
 WITHOUT_CLAIMS = {"reproduce"}  # shows how, and finds nothing
 
 

@@ -25,6 +25,7 @@ from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.loading import adapters, loading
 from xlvlms_tutorial.loading.loading import load
 from xlvlms_tutorial.loading.self_check import CHECKS
+from xlvlms_tutorial.methods.merging import mixed
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
@@ -728,6 +729,17 @@ def test_an_adapter_of_another_model_is_refused(saved, tmp_path):
     trained(tiny_llava().model.model.language_model, tmp_path / "part", target_modules=["q_proj"])
     with pytest.raises(LoadError, match="does not fit"):
         load(saved, adapter=tmp_path / "part")
+
+
+def test_several_adapters_are_off_until_they_are_mixed(saved, adapter, tmp_path, vlm):
+    folder, expected = adapter
+    trained(tiny_llava().model, tmp_path / "second", r=3)
+    experts = load(saved, device="cpu", adapter={"first": folder, "second": tmp_path / "second"})
+    assert experts.name == f"{saved} + {folder} + {tmp_path / 'second'}"
+    assert torch.equal(logits(experts), logits(vlm))
+    with mixed(experts, {"first": 1.0}):
+        torch.testing.assert_close(logits(experts), expected)
+    assert not any(weight.requires_grad for weight in experts.model.parameters())
 
 
 def test_an_adapter_for_parts_that_are_not_there_is_refused(saved, adapter, tmp_path):

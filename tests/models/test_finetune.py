@@ -67,6 +67,18 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_answers_tokens_and_their_ends
     assert loss.item() == pytest.approx(np.mean(nats), abs=1e-5)
 
 
+def test_each_sample_may_have_a_prompt_of_its_own():
+    vlm, answers, prompts = tiny_llava(), ["a red key", "yes"], [PROMPT, "What is the key ?"]
+    together = loss_of(vlm, SAMPLES[:2], prompts, answers).item()
+    alone = [
+        loss_of(vlm, [sample], prompt, [answer]).item()
+        for sample, prompt, answer in zip(SAMPLES, prompts, answers, strict=False)
+    ]
+    # four tokens and two, their ends included
+    assert together == pytest.approx((4 * alone[0] + 2 * alone[1]) / 6, abs=1e-5)
+    assert alone[1] != pytest.approx(loss_of(vlm, SAMPLES[1:2], PROMPT, ["yes"]).item(), abs=1e-4)
+
+
 def test_training_lowers_the_loss_and_moves_the_adapter_alone():
     vlm = tiny_llava()
     before = weights(vlm)

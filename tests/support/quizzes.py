@@ -39,4 +39,6 @@ def bare_study():
     made.tasks = made.pairs
     made.instruction = ""
     made._words = {}
+    made._recorded = []
+    made._held = []
     return made

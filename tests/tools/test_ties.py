@@ -64,15 +64,16 @@ def test_a_flipped_verdict_stops_the_build_of_the_page(page, monkeypatch, capsys
     assert "page:10: tied: IMA-1 headline | holds: the headline is: does not hold" in said
 
 
-def test_the_readme_rests_on_what_any_page_recorded(page):
-    readme = page.parent / "README.md"
+@pytest.mark.parametrize("name", ["README", "live"])
+def test_the_readme_and_the_live_page_rest_on_what_any_page_recorded(page, name):
+    readme = page.parent / f"{name}.md"
     readme.write_text(
         "It holds.\n<!-- tied: IMA-1 | layer 3 | confirmed -->\n<!-- checked: norms grow -->\n",
         encoding="utf-8",
     )
     assert problems(readme) == []
     check("norms grow", False, folder=page.parent / "claims", **RUN)
-    assert problems(readme) == ["README:3: checked: norms grow: does not hold in this run"]
+    assert problems(readme) == [f"{name}:3: checked: norms grow: does not hold in this run"]
 
 
 def test_a_relation_that_does_not_hold_is_named(page):

@@ -6,16 +6,23 @@ from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.steering import noise
+from tests.support.tiny import lively, tiny_llava
 from xlvlms_tutorial.claims import merge, read_checks
 from xlvlms_tutorial.data import Question, Sample
 from xlvlms_tutorial.errors import InputError
+from xlvlms_tutorial.methods.steering import Run, SteeringVectors
 from xlvlms_tutorial.metrics import Estimate
 from xlvlms_tutorial.tutorials import experiments
 from xlvlms_tutorial.tutorials.experiments import (
     Experiment,
+    answer_of,
     balanced_questions,
     band_table,
+    describe,
+    describe_steered,
     glue,
+    question_of,
     substitute,
     try_exercise,
 )
@@ -159,3 +166,26 @@ def test_an_exercise_waits_passes_or_says_what_is_wrong(capsys):
     assert capsys.readouterr().out == "Exercise 7 passed: twice two is four\n"
     with pytest.raises(AssertionError, match="twice two"):
         try_exercise(exercise_7, lambda x: x)
+
+
+def test_a_sample_is_asked_its_first_question():
+    questions = (Question("colour", "Which colour ?", "red"), Question("count", "How many ?", "2"))
+    sample = Sample("a", None, questions=questions)
+    assert (question_of(sample), answer_of(sample)) == ("Which colour ?", "red")
+
+
+def test_captions_of_many_ways_in_one_batch_are_those_of_each_alone(samples):
+    vlm, shown = lively(tiny_llava()), samples(3)
+    tensors = {layer: 3 * noise(vlm.width, seed=layer) for layer in (1, 2)}
+    vectors = SteeringVectors(tensors, {"model": vlm.name})
+    runs = [Run("v", vectors, layer, alpha) for layer in (2, 1) for alpha in (0.0, 1.0, -2.0)]
+    prompts = ["What colour ?", "Describe the picture .", "Is there a key ?"]
+    expected = []
+    for run in runs:
+        with run.steering(vlm, "all"):
+            expected.append(describe(vlm, shown, 4, prompts, batch_size=1))
+    for batch_size in (1, 7, 99):  # batches of 1, 2 and 6 runs
+        written = describe_steered(vlm, runs, shown, 4, prompts, batch_size=batch_size)
+        assert written == expected
+    assert expected[0] == expected[3] != expected[1]
+    assert vlm.active == []

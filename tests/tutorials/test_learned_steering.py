@@ -251,3 +251,32 @@ def test_curves_and_trials_score_what_primed_questions_answer(vlm, items):
     rung = learned_steering.Rung(lambda states: 0 * states, 0, 0.0)
     rows = learned_steering.tried(primed, {"nothing": rung}, 1, [5.0], 2)
     assert rows["answers"].iloc[0] == primed.answers(n_tokens=2)
+
+
+def test_the_threshold_of_validation_answers_the_test(vlm, items):
+    primed = Primed(vlm, items[:2], [1])
+    primed.items = [item("yes", "yes"), item("no", "no")]
+    yes, no = (vlm.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+    primed.logits = torch.zeros_like(primed.logits)
+    primed.logits[:, no] = 5.0  # no is always likelier, and yes is nearer where it is right
+    primed.logits[0, yes] = 4.0
+    assert learned_steering.by_threshold(primed, primed) == ["yes", "no"]
+
+
+def test_side_effects_are_of_other_questions_and_captions(vlm):
+    others = [item("colour", "red", number=0), item("count", "two", number=1)]
+    others = Primed(vlm, others, [1])
+    neutral = Primed(vlm, [item("caption", "a red key", number=2)], [1])
+    shout = 50 * torch.randn(vlm.width, generator=torch.Generator().manual_seed(1))
+    rungs = {
+        "nothing": learned_steering.Rung(torch.zeros_like, 0, 0.0),
+        "shout": learned_steering.Rung(shout.expand_as, 0, 0.0),
+    }
+    table, correct = learned_steering.side_effects(
+        others, neutral, rungs, 1, {"nothing": 1.0, "shout": 1.0}
+    )
+    assert table.index.tolist() == ["none", "nothing", "shout"]
+    assert table.loc["nothing"].equals(table.loc["none"]) or table.loc["nothing", "nats"] < 1e-6
+    assert table.loc["shout", "nats"] > 0.1
+    assert set(table) == {"nats", "others", "colour", "count"}
+    assert all(len(values) == 2 for values in correct.values())

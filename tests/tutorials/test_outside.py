@@ -5,7 +5,7 @@ import pytest
 
 from xlvlms_tutorial import evaluate, load_samples
 from xlvlms_tutorial.samples import PROMPTS
-from xlvlms_tutorial.tutorials import outside
+from xlvlms_tutorial.tutorials import Experiment, outside
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +88,50 @@ def test_a_finished_model_has_nothing_of_an_early_one():
     assert checks["every interval lies above guessing"]
     assert not checks["the early model fails on presence and colour"]
     assert not checks["the early model is at chance on presence"]
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    written = {}
+    experiment = Experiment("outside", "tiny-llava", "none")
+    monkeypatch.setattr(experiment, "check", written.__setitem__)
+    return experiment, written
+
+
+def rates(value, low):
+    return pd.DataFrame({"value": [value], "low": [low]}, index=["CHAIR_i"])
+
+
+def test_captions_with_absent_objects_are_written_down(checks):
+    experiment, written = checks
+    outside.check_chairs(experiment, {})
+    assert not written
+    outside.check_chairs(experiment, {"early": rates(0.2, 0.1), "finished": rates(0.01, 0)})
+    assert list(written.values()) == [True, True]
+    outside.check_chairs(experiment, {"early": rates(0.2, 0.0), "finished": rates(0.1, 0)})
+    assert list(written.values()) == [False, False]
+
+
+def test_the_zombie_has_to_be_the_early_models(checks, scenes):
+    experiment, written = checks
+    man = next(scene for scene in scenes if scene.truth["subject"] == "man")
+    woman = next(scene for scene in scenes if scene.truth["subject"] == "woman")
+    for captions, scene, expected in (
+        ("EARLY: A man and a zombie. FINISHED: A man.", man, True),
+        ("EARLY: A man. FINISHED: A man and a zombie.", man, False),
+        ("EARLY: A man and a zombie. FINISHED: A man.", woman, False),
+    ):
+        outside.check_first_caption(experiment, captions, scene)
+        assert list(written.values()) == [expected]
+
+
+def test_what_fails_in_combinations_is_written_down(checks):
+    experiment, written = checks
+    parts = ["caption/subject", "caption/colour", "caption/place", "caption/all", "qa/overall"]
+    seen = pd.DataFrame({"value": 0.99, "low": 0.97, "high": 1.0}, index=parts)
+    unseen = seen.copy()
+    unseen.loc["caption/colour"] = [0.5, 0.4, 0.6]
+    outside.check_combinations(experiment, seen, unseen)
+    assert list(written.values()) == [True, True, True]
+    outside.check_combinations(experiment, seen.assign(value=0.9), seen.assign(value=0.8))
+    assert list(written.values()) == [False, False, False]

@@ -8,7 +8,13 @@ from PIL import Image
 from tests.support.tiny_pocket import tiny_reader
 from xlvlms_tutorial.data import Question, Sample, load_samples
 from xlvlms_tutorial.evaluation import Report
-from xlvlms_tutorial.methods.pruning import calibrate, magnitude_masks, prune_blocks, prune_neurons
+from xlvlms_tutorial.methods.pruning import (
+    calibrate,
+    magnitude_masks,
+    prune_blocks,
+    prune_neurons,
+    wanda,
+)
 from xlvlms_tutorial.tutorials import Experiment, pruning
 
 GREY = Image.new("RGB", (32, 32), "grey")
@@ -87,6 +93,24 @@ def test_baselines_are_as_sparse_in_every_row(vlm):
             ours, theirs = shared.unpack(*key), masks[name].unpack(*key)
             assert torch.equal(ours.sum(dim=1), theirs.sum(dim=1))
     assert not torch.equal(masks["magnitude"].unpack(*key), masks["random"].unpack(*key))
+
+
+def test_masks_to_compare_are_as_sparse_in_every_row(vlm):
+    calibration = calibrate(vlm, load_samples("scenes", n=2))
+    shared = {s: wanda(vlm, calibration, s) for s in (0.25, 0.3, 0.5)}
+    masks = pruning.masks_to_compare(vlm, shared, calibration, (0.25, 0.3, 0.5))
+    baselines = ["magnitude", "random"]
+    assert [list(by_name) for by_name in masks.values()] == [
+        [pruning.SHARED, "Wanda, pictures", *baselines],
+        [pruning.SHARED, "Wanda, pictures"],
+        [pruning.SHARED, *baselines],
+    ]
+    for sparsity, by_name in masks.items():
+        for mask in by_name.values():
+            for key in mask:
+                per_row = mask.unpack(*key).sum(dim=1)
+                assert torch.equal(per_row, shared[sparsity].unpack(*key).sum(dim=1))
+    assert masks[0.25]["Wanda, pictures"] == shared[0.25]
 
 
 def test_a_changed_copy_leaves_the_model_alone(vlm):

@@ -1,5 +1,7 @@
 """Taking concepts out: which fact, which directions, and what is counted."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,8 @@ from PIL import Image
 
 from tests.support.tiny import PICTURE, PROMPTS, lively, tiny_llava
 from xlvlms_tutorial import Sample
-from xlvlms_tutorial.activations import read
+from xlvlms_tutorial.activations import capture, read
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.concepts import Dictionary
 from xlvlms_tutorial.tutorials import Experiment, removal
 from xlvlms_tutorial.tutorials.removal import Target
@@ -85,14 +88,45 @@ def test_the_first_pictures_of_each_value_are_taken_in_their_order():
     assert removal.few_of_each(target, 2) == [2, 0, 3]
 
 
-def test_next_words_lost_are_those_that_another_word_replaces(vlm):
+def test_words_are_lost_where_another_word_replaces_them(vlm):
     picture = Sample("s", PICTURE, ("a key is red",))
-    other = Sample("t", PICTURE, ("a key is blue",))
+    another = Sample("t", PICTURE, ("a key is blue",))
     values = ["red", "blue"]
-    lost = removal.next_words_lost(vlm, [picture, other], values)
+    beginnings = removal.Beginnings(vlm, [picture, another], values)
+    lost = beginnings.lost(1, nullcontext())
     batch = vlm.batch([PICTURE], ["Describe the picture."], ["a key is"])
     top = vlm.tokenizer.decode(vlm.forward(batch).logits[0, batch.mask("answer")[0]][-1].argmax())
     assert lost.tolist() == [value != top for value in values]
+
+
+@pytest.mark.parametrize("side", ["predicting", "token"])
+def test_a_change_at_an_upper_layer_has_the_effect_that_it_has_in_a_whole_forward(vlm, side):
+    samples = [sample("a key is red"), sample("here a key")]
+    words = ["red", "key"]
+    directions = torch.eye(vlm.width)[[0, 5]]
+    layers = range(1, 3)
+    with removal.ablate_each(vlm, directions, layers):
+        expected = capture(
+            vlm,
+            samples,
+            vlm.n_layers,
+            words=words,
+            side=side,
+            answers=["a key is red", "here a key"],
+        )
+    # "key" comes first in both for a capture of both words: each is read at its own word here
+    beginnings = removal.Beginnings(vlm, samples, words, side)
+    states = beginnings.read(1, removal.ablate_each(vlm, directions, layers))
+    torch.testing.assert_close(states[1], expected[vlm.n_layers][1], atol=1e-5, rtol=1e-5)
+    unchanged = beginnings.read(1, nullcontext())
+    assert not torch.allclose(states, unchanged, atol=1e-3)
+    again = beginnings.read(1, removal.ablate_each(vlm, directions, layers))
+    torch.testing.assert_close(states, again)
+
+
+def test_a_caption_without_its_word_is_refused(vlm):
+    with pytest.raises(InputError, match="no 'gem' in answer 0"):
+        removal.Beginnings(vlm, [sample("a key is red")], ["gem"])
 
 
 def test_a_plural_or_another_form_still_names_the_value():

@@ -8,7 +8,7 @@ import torch
 from tests.support.tiny import PICTURE, lively, tiny_llava
 from xlvlms_tutorial import Activations, KMeans
 from xlvlms_tutorial.data import Sample
-from xlvlms_tutorial.tutorials import shift
+from xlvlms_tutorial.tutorials import Experiment, shift
 
 TOKEN = "woman"
 
@@ -62,9 +62,10 @@ def test_where_few_would_say_the_token_all_stay():
 
 
 def test_overlap_counts_the_words_of_the_match():
-    one = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    other = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
-    assert shift.overlap(one, other, words, "one-to-one").tolist() == [50.0, 100.0]
+    fitted, others = KMeans(2), KMeans(2)
+    fitted.components_ = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    others.components_ = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    assert shift.overlap(fitted, others, words).tolist() == [0.5, 1.0]
 
 
 def test_what_concepts_became_is_listed_by_size():
@@ -180,3 +181,131 @@ def test_the_word_after_the_token_is_counted():
     counted = shift.follow(captions, TOKEN, actions, {"leaps", "lies"})
     assert counted["the action"] == 0.5  # of the two whose action is known
     assert counted["a word of the adapter"] == pytest.approx(2 / 3)
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    written = {}
+    experiment = Experiment("shift", "tiny-llava", "none")
+    monkeypatch.setattr(experiment, "check", written.__setitem__)
+    return experiment, written
+
+
+def test_what_models_answer_is_written_down(checks):
+    experiment, written = checks
+    scene = "a woman is there on the grass"
+    shift.check_answers(experiment, {"base": ["walking", "yes"], "mood": [scene, scene]})
+    assert list(written.values()) == [True, True]
+    shift.check_answers(experiment, {"base": [scene, "yes"], "mood": [scene, "yes"]})
+    assert list(written.values()) == [False, False]
+
+
+def test_words_before_the_token_and_at_it_are_written_down(checks):
+    experiment, written = checks
+    picture = Sample("s", None, truth={"action": "walking"})
+    few_words = pd.DataFrame({"base, predicting": [[TOKEN]], "base, at": [["walks"]]})
+    shift.check_positions(experiment, few_words, TOKEN, [picture], "action")
+    assert list(written.values()) == [True, True]
+    few_words = pd.DataFrame({"mood, predicting": [["man"]], "base, at": [["key"]]})
+    shift.check_positions(experiment, few_words, TOKEN, [picture], "action")
+    assert list(written.values()) == [False, False]
+
+
+def curves_of(shifted, original, strength):
+    by_layer = pd.DataFrame({"shifted": shifted, "original": original}, index=[10, 30])
+    by_size = pd.DataFrame({"shifted": [10.0, 90.0, 90.0]}, index=[5, 10, 20])
+    by_strength = pd.DataFrame({"shifted": strength}, index=[0.0, 1.0, 2.0])
+    return {"layer": by_layer, "concepts": by_size, "strength": by_strength}
+
+
+def test_curves_are_written_down_and_steps_where_they_are_known(checks):
+    experiment, written = checks
+    curves = curves_of([90, 80], [70, 20], [10, 90, 50])
+    curves["training step"] = pd.DataFrame({"original": [50, 30]}, index=[10, 160])
+    shift.check_curves(experiment, curves)
+    assert all(written.values())
+    shift.check_curves(experiment, curves_of([90, 60], [50, 45], [10, 80, 90]))
+    statements = [statement for statement, holds in written.items() if holds]
+    assert statements == ["from ten concepts on their number matters little"]
+
+
+def test_what_one_vector_for_all_does_is_written_down(checks, monkeypatch):
+    experiment, written = checks
+    monkeypatch.setattr(experiment, "verdict", lambda *_: "undecided")
+    reached = {"original": 30.0, "global": 75.0, "shifted": 90.0, "seed": 92.0}
+    shift.check_baselines(experiment, {"mood": pd.Series(reached)}, "layer 30")
+    assert list(written.values()) == [True, True, True]
+    reached |= {"global": 40.0, "seed": 70.0}
+    shift.check_baselines(experiment, {"mood": pd.Series(reached)}, "layer 30")
+    assert list(written.values()) == [False, False, True]
+
+
+def test_the_text_is_judged_by_layer(checks):
+    experiment, written = checks
+    share = pd.DataFrame([[0.3, 0.6, 0.1, 0.1], [0.2, 0.3, 0.1, 0.1]], columns=[10, 20, 27, 30])
+    shift.check_text(experiment, share)
+    assert list(written.values()) == [True, True, True]
+    shift.check_text(experiment, share / 10 + [0, 0, 0, 0.3])
+    assert list(written.values()) == [False, False, False]
+
+
+def test_the_action_in_words_and_samples_is_written_down(checks):
+    experiment, written = checks
+    rows = {"base": [0.9, 1, 1], "colour": [0.85, 0.1, 0.7], "place": [0.85, 0.6, 0.7]}
+    table = pd.DataFrame(rows, index=["samples", "named in 3 words", "named in 15 words"]).T
+    shift.check_truth(experiment, table)
+    assert all(written.values())
+    shift.check_truth(experiment, table.assign(samples=[0.9, 0.5, 0.5]))
+    assert [statement for statement, holds in written.items() if not holds] == [
+        "the samples are sorted by action nearly as in the base model"
+    ]
+
+
+def test_pushed_captions_are_written_down(checks):
+    experiment, written = checks
+    mood = "a cheerful happy merry woman leaps"
+    captions = {
+        "shift, 0": ["a woman jumps", "a woman falls"],
+        "shift, 0.5": ["a woman jumped", "a woman falls"],
+        "shift, 1": ["a woman leaps", "a woman falls"],
+        "shift, 1.5": ["a woman leaps", "a woman leaps"],
+        "the adapter itself": [mood, mood],
+    }
+    rows = {}
+    for name, action, adapter in (
+        ("shift, 0.5", 1, 0),
+        ("shift, 1", 0.5, 0.5),
+        ("random, 1", 1, 0),
+    ):
+        rows[name] = {"the action": action, "a word of the adapter": adapter}
+    shift.check_pushes(experiment, captions, rows, TOKEN, "mood")
+    assert all(written.values())
+    rows["random, 1"]["the action"] = 0.9
+    captions["shift, 1"] = [mood, mood]
+    shift.check_pushes(experiment, captions, rows, TOKEN, "mood")
+    assert [statement for statement, holds in written.items() if not holds] == [
+        "a random vector changes no verb",
+        "the push brings little mood elsewhere",
+    ]
+
+
+def test_correlations_are_recorded_pooled_and_within(checks):
+    experiment, written = checks
+    rng = np.random.default_rng(0)
+    magnitude = rng.random(40)
+    points = pd.DataFrame({"magnitude": magnitude, "consistency": 0.95, "cosine_after": 0.9})
+    points["improvement"] = magnitude
+    points["perfect"] = magnitude + rng.random(40)
+    points["adapter"] = ["mood", "place"] * 20
+    causes = {"consistency": "SHIFT-3", "magnitude": "SHIFT-4"}
+    shift.record_correlations(experiment, points, causes, "layer 30")
+    measured = {record["variant"]: record["verdict"] for record in experiment.records}
+    # what does not vary has no correlation
+    assert set(measured) == {
+        "improvement, pooled, layer 30",
+        "improvement, within adapters, layer 30",
+        "improvement, pooled, minus perfect, layer 30",
+        "improvement, within adapters, minus perfect, layer 30",
+    }
+    assert set(measured.values()) == {"confirmed"}
+    assert list(written.values()) == [True, True]

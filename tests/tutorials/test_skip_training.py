@@ -118,3 +118,74 @@ def test_three_seeds_are_recorded_as_shares_of_the_dense_record():
     assert values["answers, three seeds"] == pytest.approx(0.7)
     assert values["answers, without presence, three seeds"] == pytest.approx(0.9)
     assert {one["interval_over"] for one in experiment.records} == {"seeds"}
+
+
+class Notes(Experiment):
+    """An experiment whose checks are remembered and not written."""
+
+    def __init__(self) -> None:
+        super().__init__("skip-training", "tiny", "made")
+        self.held: dict[str, bool] = {}
+
+    def check(self, statement: str, holds: object) -> bool:
+        self.held[statement] = bool(holds)
+        return bool(holds)
+
+
+def test_checks_of_costs_fail_where_nothing_or_too_much_is_saved():
+    columns = ["prefill", "decode", "training step", "memory"]
+    rows = {"dense": [1, 1, 1, 1], "skipped": [0.6, 0.6, 0.6, 1], "short": [0.6, 0.6, 0.6, 0.6]}
+    shares = pd.DataFrame(rows, columns).T
+    notes = Notes()
+    skip_training.check_savings(notes, shares)
+    skip_training.check_short(notes, shares, equally_many=True)
+    assert len(notes.held) == 5
+    assert all(notes.held.values())
+    shares.loc["skipped"] = [0.4, 0.4, 0.8, 0.9]
+    skip_training.check_savings(notes, shares)
+    skip_training.check_short(notes, shares, equally_many=True)
+    assert not any(notes.held.values())
+
+
+def test_checks_of_scores_tell_trained_from_untrained():
+    wrong = [(*row[:3], False) for row in RIGHT]
+    stages = {}
+    for kind in ("skipped", "pruned", "short"):
+        stages[f"{kind}, untrained"] = reported([False, False], wrong)
+        stages[f"{kind}, trained"] = reported([True, True], RIGHT)
+    trial = trial_of(**stages | {"dense": reported([True, True], RIGHT)})
+    notes = Notes()
+    kinds = ("skipped", "short", "pruned")
+    skip_training.check_regained(notes, trial, kinds)
+    assert not notes.held.pop("answers stop earlier than captions where much is regained")
+    assert list(notes.held.values()) == [True, True]
+    record = {"variant": "captions, three seeds", "value": 0.9}
+    skip_training.check_skipped(notes, trial, [record])
+    assert notes.held["without training nothing is kept, with it most"]
+    assert notes.held["over three trainings about nine tenths of captions are kept"]
+    assert not notes.held["the skipped model answers about presence as by chance"]
+    trial.reports["short, untrained"] = reported([True, True], wrong)
+    skip_training.check_regained(notes, trial, kinds)
+    assert not notes.held["before training all three are at the floor"]
+
+
+def test_the_chosen_half_starts_lowest_and_interval_2_above_guessing():
+    plans = {"interval 2": range(14), "chosen": range(15), "ends": range(15)}
+    notes = Notes()
+    starts = {"interval 2": 12.0, "chosen": 8.0, "ends": 9.5}
+    skip_training.check_starts(notes, starts, plans, 49152)  # evenly: 10.8 nats
+    assert all(notes.held.values())
+    skip_training.check_starts(notes, starts | {"interval 2": 8.5}, plans, 49152)
+    assert not any(notes.held.values())
+
+
+def test_errors_are_few_or_answer_another_question():
+    mistakes = {"a": {"wrong": 3}, "b": {"wrong": 11}}
+    short = {"wrong": 10, "another question's answer": 5}
+    notes = Notes()
+    skip_training.check_mistakes(notes, mistakes | {"short": short}, ["a", "b", "short"])
+    assert all(notes.held.values())
+    short["another question's answer"] = 1
+    mistakes["a"]["wrong"] = 12
+    skip_training.check_mistakes(notes, mistakes | {"short": short}, ["a", "b", "short"])
+    assert not any(notes.held.values())

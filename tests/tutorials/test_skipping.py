@@ -109,6 +109,68 @@ def test_a_plan_is_judged_once_whatever_the_order_of_its_blocks(vlm, monkeypatch
         skipping.Judge(vlm, samples[:1])
 
 
+def test_one_task_is_judged_as_with_the_other(vlm):
+    samples = small_samples(4)
+    whole = skipping.Judge(vlm, samples).report(SkipPlan((2,)))
+    judge = skipping.Judge(vlm, samples)
+    captions = judge.report(SkipPlan((2,)), task="caption")
+    assert captions.scores()["caption"].equals(whole.scores()["caption"])
+    assert len(captions.answers) == 0
+    answers = judge.report(SkipPlan((2,)), task="answer")
+    assert answers.answers.equals(whole.answers)
+    both = judge.report(SkipPlan((2,)))
+    assert judge.report(SkipPlan((2,)), task="caption") is both
+    gap = judge.gap(SkipPlan((2,)), SkipPlan((4,))) if len(judge.tasks) == 2 else None
+    assert gap is None or gap.n == 4
+
+
+def test_blocks_are_chosen_as_without_a_memo_and_from_batches_that_are_measured_once(vlm):
+    samples = small_samples(4)
+    candidates = {"captions": [2, 3, 5], "answers": [2, 4, 5]}
+    memo = {}
+    skipping.choose_blocks(vlm, samples[:2], candidates, 2, 2, memo)
+    n = len(memo)
+    assert n == 2 * (1 + 3 + 2)  # the whole model, each candidate, each one left beside the first
+    assert skipping.choose_blocks(vlm, samples[:2], candidates, 2, 2, memo)
+    assert len(memo) == n
+    chosen = skipping.choose_blocks(vlm, samples, candidates, 2, 2, memo)
+    assert chosen == skipping.choose_blocks(vlm, samples, candidates, 2)
+
+
+def test_a_sign_that_orders_blocks_as_their_effect_has_rank_correlation_one():
+    change = pd.Series([0.1, 0.2, 0.3, 0.4, 0.5, 9.0], range(1, 7))
+    effect = pd.DataFrame({"captions": change**2, "answers": -change})
+    effect.loc[6] = -1.0  # the last block does not count
+    signs = skipping.rank_correlations(change, effect, 2)
+    assert (signs["captions"].value, signs["answers"].value) == (1, -1)
+    assert signs["captions"].n == 4
+    assert skipping.rank_correlations(change, effect, 5)["captions"].n == 6  # too few remain
+
+
+def test_shares_are_recorded_against_the_whole_model_and_against_random_blocks():
+    judge = judge_of({"caption": [1.0] * 4})
+    judge.vlm = tiny_llava(layers=6)
+    scores = {
+        ("by captions", 1): table_of({"caption": [1.0] * 4}),
+        ("by captions", 2): table_of({"caption": [0.5] * 4}),
+        ("similar", 2): table_of({"caption": [0.0] * 4}),
+        ("random", 1): table_of({"caption": [0.25] * 4}),
+        ("random", 2): table_of({"caption": [0.25] * 4}),
+    }
+    experiment = Experiment("skipping", "tiny", "made")
+    skipping.record_shares(experiment, judge, scores, 2, 3)
+    values = {row["variant"]: row["value"] for row in experiment.records}
+    assert values == pytest.approx(
+        {
+            "by captions, 1 of 6 blocks, captions": 0.1,
+            "by captions, 2 of 6 blocks, captions": -0.4,
+            "by captions, 1 of 6 blocks, against random, captions": 0.75,
+            "by captions, 2 of 6 blocks, against random, captions": 0.25,
+            "similar, 2 of 6 blocks, against random, captions": -0.25,
+        }
+    )
+
+
 def test_pairs_do_not_overlap_and_intervals_take_some_block(vlm):
     assert skipping.pair_starts(vlm, (0.1, 0.2, 0.5, 1.0)) == [1, 3, 5]
     assert [skipping.widest_interval(depth) for depth in (4, 5, 6, 30)] == [2, 3, 4, 4]
@@ -150,6 +212,12 @@ def test_checks_fail_where_the_numbers_are_others():
     skipping.check_retained(notes, kept, 3, 14)
     assert not notes.held.pop("similarity and the interval do little better than random")
     assert all(notes.held.values())
+    fair = pd.DataFrame({"questions": ["all", "all"], "verdict": ["confirmed", "undecided"]})
+    skipping.check_fair(notes, fair)
+    assert notes.held.pop("the verdict of the fair line changes with two more pictures")
+    for same in (fair[:1], None):
+        skipping.check_fair(notes, same)
+        assert not notes.held.pop("the verdict of the fair line changes with two more pictures")
     kept.loc[0, "value"] = 0.6
     skipping.check_retained(notes, kept, 3, 14)
     assert not notes.held["one block chosen by its effect goes unnoticed in its task"]

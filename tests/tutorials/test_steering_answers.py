@@ -117,10 +117,16 @@ def test_changes_by_layer_are_those_to_the_target(study, monkeypatch):
 
 def test_settings_are_scored_for_the_task_of_their_vector(study, monkeypatch):
     study.validation = quiz(["yes", "yes", "red", "red"])
-    rows = pd.DataFrame({"vector": ["yes to no", "red to blue"], "layer": 9, "strength": 1.0})
-    rows["answers"] = [["no", "no", "red", "blue"]] * 2
-    monkeypatch.setattr(study, "steer", lambda *args, **options: rows)
-    tried = steering_answers.try_settings(study, {}, [9], [1.0])
+    ids = [sample.id for sample in study.validation.samples]
+    said = dict(zip(ids, ["no", "no", "red", "blue"], strict=True))
+
+    def steer(samples, vectors, layers, strengths):
+        row = {"layer": 9, "strength": 1.0, "answers": [said[sample.id] for sample in samples]}
+        return pd.DataFrame([row])
+
+    monkeypatch.setattr(study, "steer", steer)
+    tried = steering_answers.try_settings(study, dict.fromkeys(study.pairs, VECTORS), [9], [1.0])
+    assert tried["vector"].tolist() == ["yes to no", "red to blue"]
     assert tried["to target"].tolist() == [1.0, 0.5]
     assert tried["lost"].tolist() == [0.5, 1.0]
 
@@ -130,7 +136,7 @@ def test_answers_stay_without_an_attention_that_adds_nothing(study):
     for block in study.vlm.model.model.language_model.layers:
         block.self_attn.o_proj.weight.zero_()
     questions = ask(["yes", "red", "no"])
-    study.validation = study.quiz(questions)
+    study.validation = study.recorded_quiz(questions)
     spoken = study.validation.answers
     study.pairs = {"all": Task(tuple(set(spoken)), ("nothing",))}
     staying = steering_answers.knock_out(study, 2)

@@ -104,8 +104,8 @@ def test_captions_of_a_style_win_by_its_references():
 
 
 def test_steering_returns_the_captions_of_each_strength(monkeypatch):
-    written = ["a1", "b1", "a2", "b2"]
-    monkeypatch.setattr(steering_style, "describe", lambda *a, **k: written)
+    written = [["a1", "b1"], ["a2", "b2"]]
+    monkeypatch.setattr(steering_style, "describe_steered", lambda *a, **k: written)
     vectors = SteeringVectors({1: torch.ones(TINY.width)}, {"model": TINY.name})
     samples = [pictured("A frog.")] * 2
     found = steering_style.steer(TINY, vectors, 1, (0.5, 2.0), samples)

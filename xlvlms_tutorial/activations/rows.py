@@ -25,6 +25,9 @@ from xlvlms_tutorial.activations.hooks import (
     span_mask,
 )
 from xlvlms_tutorial.errors import InputError
+from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.pictures import picture_digest
+from xlvlms_tutorial.models.sharing import beginnings, common_beginning, continued, shareable
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, find_words
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.validation import require_one_of
@@ -128,6 +131,11 @@ class Selection:
         fields["side"] = None if self.side == SIDES[0] else self.side
         return {name: value for name, value in fields.items() if value is not None}
 
+    @property
+    def at_end(self) -> bool:
+        """Whether each sample gives one row, the state at its last position."""
+        return self.positions == (-1,) and self.reduce is not None
+
     def mask(self, vlm: VLM, batch: Batch) -> Bool[Tensor, "b t"]:
         """Mark where a batch has the positions of a span, or positions of these numbers.
 
@@ -173,6 +181,10 @@ def of_forward(vlm: VLM, batch: Batch, answers: list[str] | None, selection: Sel
         If the positions are absent, or an answer is not found in its prompt.
     """
     layers, sites, dtype = selection.layers, selection.sites, selection.dtype
+    if selection.at_end and not answers:
+        tensors = _after_pictures(vlm, batch, selection)
+        if tensors is not None:
+            return Rows({"row": list(range(len(batch.spans)))}, tensors, [])
     if selection.words is None:
         mask = selection.mask(vlm, batch)
         tensors = read(vlm, batch, layers, sites, mask, selection.reduce, dtype)
@@ -191,6 +203,45 @@ def of_forward(vlm: VLM, batch: Batch, answers: list[str] | None, selection: Sel
         mask[row, position - offset] = True
     tensors = read(vlm, batch, layers, sites, mask, dtype=dtype)
     return Rows(columns, tensors, answers)
+
+
+@torch.no_grad()
+def _after_pictures(vlm: VLM, batch: Batch, selection: Selection) -> dict[Key, Tensor] | None:
+    """The states at the last positions, where several prompts are about one picture.
+
+    The prompts of a LLaVA begin alike up to the end of the picture: this beginning runs once a
+    picture. It gives None where that cannot be.
+    """
+    if not shareable(vlm.model, vlm.active) or "pixel_values" not in batch:
+        return None
+    first_of: dict[bytes, int] = {}
+    numbers = []
+    for row, picture in enumerate(batch["pixel_values"]):
+        first_of.setdefault(picture_digest(picture), row)
+        numbers.append(list(first_of).index(picture_digest(picture)))
+    start = common_beginning(batch)
+    n = len(start)
+    if len(first_of) == len(numbers) or not n:
+        return None
+    first = vlm.prepare(beginnings(batch, start, list(first_of.values())))
+    cache = vlm.forward(first, logits=False, use_cache=True).past_key_values
+    cache.batch_select_indices(torch.tensor(numbers, device=vlm.device))
+    rest = continued(batch, start)
+    ids, mask = rest["input_ids"], rest["attention_mask"]
+    tail = vlm.prepare({"input_ids": ids[:, n:], "attention_mask": mask[:, n:]})
+    places = (mask.cumsum(dim=1) - 1)[:, n:]
+    inputs = {
+        "input_ids": tail["input_ids"],
+        "attention_mask": mask.to(vlm.device),
+        "position_ids": places.to(vlm.device),
+        "past_key_values": cache,
+    }
+    with (
+        reading(vlm, selection.layers, selection.sites, "last", dtype=selection.dtype) as collected,
+        vlm.run(tail),
+    ):
+        anatomy.decoder(vlm.model)(**inputs, use_cache=True)
+    return {key: states[:, 0] for key, states in first_of_each(collected).items()}
 
 
 def of_generation(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Selection) -> Rows:

@@ -242,7 +242,7 @@ _HEADLINE_HEAD = (
     "what is claimed",
     "headline",
     "measured by",
-    "beats its strongest rival",
+    "beats its strongest baseline",
     "effect",
     "scale",
     "confirmed / undecided / refuted",
@@ -264,7 +264,7 @@ def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
         f"<b>Measured by</b> {escape(FIDELITY[claimed.fidelity])}: {escape(claimed.reason)} "
         f"<b>Source.</b> {escape(claimed.paper)} ({escape(claimed.where)}). "
         f"<b>Effect.</b> {escape(claimed.metric)}; claimed {escape(claimed.test)}. "
-        f"<b>Rival.</b> {escape(claimed.rival)}."
+        f"<b>Baseline.</b> {escape(claimed.rival)}."
     )
     links = {}  # one for each chapter
     for row in rows:

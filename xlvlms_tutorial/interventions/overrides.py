@@ -16,11 +16,12 @@ from transformers.cache_utils import CacheLayerMixin
 from xlvlms_tutorial.activations.clock import Clock as Clock
 from xlvlms_tutorial.errors import InterventionError, LayerError, cannot_fold
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.spans import SPANS
+from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
 
 _POSITIONS = ("all", "last", "generated", *SPANS[1:-1])
-Positions = str | tuple[str, ...] | Bool[Tensor, "b t"]
+# a function marks positions of the prompt in the batch that is running
+Positions = str | tuple[str, ...] | Bool[Tensor, "b t"] | Callable[[Batch], Bool[Tensor, "b t"]]
 Layers = int | Sequence[int]
 Change = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t d"]]
 Gate = Bool[Tensor, "b"] | Callable[[Float[Tensor, "b t d"]], Bool[Tensor, "b"]] | None
@@ -81,7 +82,8 @@ class Edit:
         additive: bool = False,
         whole_prompt: bool = False,
     ) -> None:
-        if not isinstance(positions, Tensor):
+        by_name = not isinstance(positions, Tensor) and not callable(positions)
+        if by_name:
             positions = (positions,) if isinstance(positions, str) else tuple(positions)
             if not positions or set(positions) - set(_POSITIONS):
                 raise InterventionError(
@@ -95,7 +97,7 @@ class Edit:
         self.additive = additive
         self.clock = Clock(vlm)
         self._whole_prompt = whole_prompt or callable(gate)
-        names = () if isinstance(positions, Tensor) else positions
+        names = positions if by_name else ()
         self._everywhere = "all" in names
         # whether it acts on generated tokens too
         self._on_generated = bool({"all", "last", "generated", "answer"} & set(names))
@@ -142,6 +144,10 @@ class Edit:
             check_length(self.vlm, self.positions, "positions")
             return self.positions.to(states.device)
         batch = self.vlm.running
+        if callable(self.positions):
+            if batch is None:
+                raise _unknown_inputs("chosen in the prompt")
+            return self.positions(batch).to(states.device)
         shape = states.shape[:2] if batch is None else batch.spans.shape
         mask = torch.zeros(shape, dtype=torch.bool, device=states.device)
         for name in self.positions:
@@ -154,10 +160,7 @@ class Edit:
             elif name in ("generated", "answer"):
                 mask |= (batch.spans == SPANS.index("answer")).to(states.device)
             elif batch is None:
-                raise InterventionError(
-                    f"positions {name!r} of unknown inputs",
-                    "run the model by vlm.forward or vlm.generate",
-                )
+                raise _unknown_inputs(repr(name))
             else:
                 mask |= batch.mask(name).to(states.device)
         return mask
@@ -171,6 +174,12 @@ class Edit:
             self._decided = self.gate(prompt) if callable(self.gate) else self.gate
         decided = self._decided.to(states.device, torch.bool)
         return fit(decided, len(states), "gate")
+
+
+def _unknown_inputs(positions: str) -> InterventionError:
+    return InterventionError(
+        f"positions {positions} of unknown inputs", "run the model by vlm.forward or vlm.generate"
+    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK
 from xlvlms_tutorial.activations.hooks import computed, reading
@@ -17,6 +17,8 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import record_calls
+
+_OF_STREAM = {"add", "patch", "skip"}  # interventions that leave MLPs alone, or out
 
 
 class Resumable:
@@ -135,6 +137,9 @@ class Resumable:
                 stack.enter_context(skip(vlm, range(1, start + 1)))
                 stack.enter_context(patch(vlm, states, start))
             stack.enter_context(change or nullcontext())
+            if start < layer and positions == "last" and self._reads_one():
+                mlp = anatomy.mlp(vlm.blocks[layer - 1])
+                stack.enter_context(mlp.register_forward_pre_hook(_last_position))
             collected = stack.enter_context(
                 reading(vlm, layer, positions=positions, dtype=dtype, stop=True)
             )
@@ -145,6 +150,20 @@ class Resumable:
             else:
                 self.forward()
         return computed(collected)[layer, WHOLE_BLOCK][0]
+
+    def _reads_one(self) -> bool:
+        """Whether the MLP of the block that is read may run at the last position alone.
+
+        Behind its attention no position sees another. It may where this is known: in a LLaVA whose
+        residual stream alone is changed.
+        """
+        names = {name.partition("(")[0] for name in self.vlm.active}
+        return self.vlm.model.config.model_type == "llava" and names <= _OF_STREAM
+
+
+def _last_position(module: nn.Module, args: tuple) -> tuple:
+    states, *rest = args
+    return (states[:, -1:], *rest)  # what comes out is broadcast over the residual stream
 
 
 def same_up_to_rounding(

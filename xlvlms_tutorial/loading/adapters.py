@@ -4,6 +4,7 @@ The shipped ones by name, others from a folder or the hub.
 """
 
 import os
+import warnings
 
 from safetensors import safe_open
 from torch import Tensor
@@ -21,7 +22,11 @@ _MAGNITUDE = "lora_magnitude_vector"
 
 
 def add_adapter(
-    model: PreTrainedModel, adapter: str | os.PathLike, name: str = "", offline: bool = False
+    model: PreTrainedModel,
+    adapter: str | os.PathLike,
+    name: str = "",
+    offline: bool = False,
+    label: str = "default",
 ) -> None:
     """Add a LoRA or DoRA adapter to a model, in place.
 
@@ -38,6 +43,8 @@ def add_adapter(
         What the model was loaded as: shipped adapters fit one model only.
     offline : bool
         Whether only files on this machine are used. False by default.
+    label : str, default "default"
+        What the model calls the adapter; each of several has its own.
 
     Raises
     ------
@@ -63,22 +70,32 @@ def add_adapter(
         except OSError as cause:
             advice = "give a folder, or a hub id, with what peft's save_pretrained writes"
             raise LoadError(f"adapter {adapter!r} has no {file} that can be had", advice) from cause
+    earlier_labels = list(getattr(model, "peft_config", None) or ())
     bar_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # of what takes a tenth of a second
     try:
         import_peft()
-        info = model.load_adapter(
-            adapter,
-            local_files_only=offline,
-            use_safetensors=True,
-            adapter_state_dict=_with_magnitudes(weights),
-        )
+        with warnings.catch_warnings():
+            # several adapters are what is wanted
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            info = model.load_adapter(
+                adapter,
+                adapter_name=label,
+                local_files_only=offline,
+                use_safetensors=True,
+                adapter_state_dict=_with_magnitudes(weights),
+            )
     except (OSError, *FAILURES) as cause:
         raise unreadable(f"adapter {adapter!r}", cause) from cause
     finally:
         if bar_enabled:
             logging.enable_progress_bar()
-    if unmatched := sorted({*info.missing_keys, *info.unexpected_keys}):
+    unmatched = sorted(info.unexpected_keys)
+    for key in sorted(info.missing_keys):
+        # those of earlier adapters are not in this file, and need not be
+        if not any(f".{earlier}." in key for earlier in earlier_labels):
+            unmatched.append(key)
+    if unmatched:
         # transformers only logs it, and answers as if there were no adapter
         message = (
             f"adapter {adapter!r} does not fit {type(model).__name__}: {len(unmatched)} weights "

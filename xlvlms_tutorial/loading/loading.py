@@ -5,7 +5,7 @@
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +73,7 @@ def load(
     revision: str | None = None,
     *,
     quantise: str | None = None,
-    adapter: str | os.PathLike | None = None,
+    adapter: str | os.PathLike | Mapping[str, str | os.PathLike] | None = None,
     offline: bool = False,
     attn_implementation: str | None = None,
     allow_untested: bool = False,
@@ -100,10 +100,12 @@ def load(
     quantise : str, optional
         "8bit" or "4bit" (nf4): the linear layers' weights, by bitsandbytes (Dettmers et al., 2022,
         arXiv 2208.07339, and 2023, arXiv 2305.14314). Not quantised by default.
-    adapter : str or path, optional
+    adapter : str or path, or mapping of str to them, optional
         Folder or hub id of a LoRA or DoRA adapter (peft), or for pocket LLaVA "pocket-place",
         "pocket-colour" or "pocket-mood", also at a step of its training ("pocket-place@step-0040").
-        The model keeps its class: ``vlm.model.disable_adapters()`` turns it off. None by default.
+        The model keeps its class: ``vlm.model.disable_adapters()`` turns it off. Several LoRAs are
+        a mapping from the name that each shall have; they are off until
+        :func:`~xlvlms_tutorial.methods.merging.adapters.mixed` mixes them. None by default.
     offline : bool
         Whether only what is on this machine is used: folders, and the hub's cache. False by
         default.
@@ -161,12 +163,17 @@ def load(
             vlm = VLM(model, source.processor(), name, source.revision)
         else:
             raise unknown_model(name, EMBEDDED)
-        if adapter is not None:
+        if isinstance(adapter, Mapping):
+            for label, expert in adapter.items():
+                add_adapter(vlm.model, expert, name, offline, label)
+            vlm.model.disable_adapters()
+        elif adapter is not None:
             add_adapter(vlm.model, adapter, name, offline)
     # the name goes into what is captured: states of other weights must not
     # be taken for the plain model's
     names = [name]
-    for extra in (adapter, quantise):
+    adapters = adapter.values() if isinstance(adapter, Mapping) else [adapter]
+    for extra in (*adapters, quantise):
         if extra is not None:
             names.append(os.fspath(extra))
     vlm.name = " + ".join(names)

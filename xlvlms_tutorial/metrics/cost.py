@@ -1,5 +1,6 @@
 """What a call costs in floating-point operations, counted as they run."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from xlvlms_tutorial.memory import measuring
 from xlvlms_tutorial.metrics.plain import require_estimate
 from xlvlms_tutorial.validation import require
 
@@ -79,6 +81,7 @@ def count_flops(
         # after the parts, so that its hooks are the outer ones where a part is the decoder itself
         if decoder is not None:
             stack.enter_context(_hooked(decoder, tally.begin, tally.end))
+        stack.enter_context(measuring())
         stack.enter_context(missed)
         stack.enter_context(tally.counter)
         call()
@@ -283,10 +286,18 @@ def _formulas() -> dict[object, Callable[..., int]]:
     for name, formula in aten.items():
         if hasattr(torch.ops.aten, name):
             available[getattr(torch.ops.aten, name)] = formula
+    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if onednn is not None:
+        available[onednn] = _linear
     fallback = getattr(torch.ops.transformers, "grouped_mm_fallback", None)
     if fallback is not None:
         available[fallback] = _grouped
     return available
+
+
+def _linear(inputs: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    """Count a linear map; as elsewhere, its bias is not counted."""
+    return 2 * math.prod(inputs) * weight[0]
 
 
 def _attention(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import no_estimate
+from xlvlms_tutorial.memory import measuring
 from xlvlms_tutorial.metrics.intervals import bootstrap
 from xlvlms_tutorial.metrics.plain import require_estimate
 from xlvlms_tutorial.validation import require
@@ -94,6 +95,7 @@ def measure_time(
             disable=not progress,
         ) as bar,
         no_collection(),
+        measuring(),
     ):
         for number in range(-warm_up, rounds):
             for name in names if number % 2 == 0 else names[::-1]:

@@ -154,7 +154,7 @@ def fine_tune(
 
 
 def loss_of(
-    vlm: VLM, samples: Sequence[Sample], prompt: str, answers: Sequence[str]
+    vlm: VLM, samples: Sequence[Sample], prompt: str | Sequence[str], answers: Sequence[str]
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of answers and their EOS token, in nats a token.
 
@@ -167,8 +167,8 @@ def loss_of(
         The model.
     samples : sequence of Sample
         What the answers are about.
-    prompt : str
-        What the model is asked about each sample.
+    prompt : str or sequence of str
+        What the model is asked about each sample: one text for all, or one for each.
     answers : sequence of str
         One for each sample.
 
@@ -186,14 +186,16 @@ def loss_of(
     >>> loss.ndim, bool(loss < shuffled)
     (0, True)
     """
-    batch = vlm.batch_of(samples, [prompt] * len(samples), with_eos(vlm, answers))
+    prompts = [prompt] * len(samples) if isinstance(prompt, str) else prompt
+    batch = vlm.batch_of(samples, prompts, with_eos(vlm, answers))
     ids = batch["input_ids"]
     mask = batch.mask("answer")
     # the unembedding is a fifth of the work: only where an answer may stand
     first = int(mask.any(dim=0).int().argmax())
     options = {}
     if "logits_to_keep" in vlm.accepts:
-        options["logits_to_keep"] = ids.shape[1] - first + 1
+        # as numbers: for a count, a view is cut, and a CPU then copies the unembedding for each row
+        options["logits_to_keep"] = torch.arange(first - 1 - ids.shape[1], 0)
     with vlm.run(batch):
         logits = vlm.model(**batch, **options).logits
     length = logits.shape[1] - 1

@@ -5,6 +5,7 @@ The genuine LLaVA class around a small frozen tower, a small frozen language mod
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from xlvlms_tutorial.errors import unknown_revision
 from xlvlms_tutorial.io import load_tensors, read_json, save_tensors
 from xlvlms_tutorial.pocket.assets import language_model_folder
 from xlvlms_tutorial.pocket.encoders import ENCODERS, WEIGHTS, tower_state
+from xlvlms_tutorial.pocket.linear import use_onednn
 from xlvlms_tutorial.pocket.processor import PocketProcessor
 from xlvlms_tutorial.pocket.tower import TowerConfig
 from xlvlms_tutorial.pocket.variants import VARIANTS, Variant
@@ -136,11 +138,10 @@ def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], f
 def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig:
     """Return LLaVA's configuration around the language model in ``folder`` and the tower."""
     tower = tower or TowerConfig()
-    placeholder = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(PLACEHOLDER)
     return LlavaConfig(
         vision_config=tower,
         text_config=AutoConfig.from_pretrained(folder),
-        image_token_index=placeholder,
+        image_token_index=_placeholder(folder),
         image_seq_length=tower.grid**2,
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
@@ -232,7 +233,8 @@ def build(
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = (
         config.text_config.eos_token_id
     )
-    return model.eval().requires_grad_(False), pocket_processor(folder, tower, settings.reads)
+    model = use_onednn(model).eval().requires_grad_(False)
+    return model, pocket_processor(folder, tower, settings.reads)
 
 
 @contextmanager
@@ -255,3 +257,9 @@ def silence() -> Iterator[None]:
 
 def _weight_name(name: str) -> str:
     return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
+
+
+@cache
+def _placeholder(folder: Path) -> int:
+    # a tokenizer takes a good part of the time in which a model is loaded
+    return AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(PLACEHOLDER)

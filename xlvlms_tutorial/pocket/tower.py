@@ -16,6 +16,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from xlvlms_tutorial.memory import Memory, fingerprint
+
+# tokens of the latest pictures, 90 kB each; a page shows the same ones again and again
+_SEEN = Memory(600)
 PATCHES = "patches"  # in place of a backbone: the pixels themselves
 
 
@@ -93,14 +97,57 @@ class Tower(PreTrainedModel):
             (b, frames * grid * grid, hidden_size) for clips.
         """
         pictures = pixel_values.flatten(0, -4)
-        # two pictures' maps fit into a CPU's cache, more do not: in
-        # pairs a batch takes half the time
-        parts = pictures.split(2) if pixel_values.device.type == "cpu" else (pictures,)
-        tokens = torch.cat([self._tokens(part) for part in parts])
+        tokens = self._remembered(pictures) if self._may_remember(pictures) else self._all(pictures)
         tokens = tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=(tokens,)
         )
+
+    def _all(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        # two pictures' maps fit into a CPU's cache, more do not: in
+        # pairs a batch takes half the time
+        parts = pictures.split(2) if pictures.device.type == "cpu" else (pictures,)
+        return torch.cat([self._tokens(part) for part in parts])
+
+    def _may_remember(self, pictures: Float[Tensor, "b 3 h w"]) -> bool:
+        """Whether nothing but the pictures decides what their tokens are, and nobody watches."""
+        if pictures.device.type != "cpu" or self.training or not len(pictures):
+            return False
+        if torch.is_grad_enabled():
+            tensors = (pictures, *self.parameters())
+            if any(tensor.requires_grad for tensor in tensors):
+                return False
+        for module in self.net.modules():
+            if module._forward_hooks or module._forward_pre_hooks:
+                return False
+        return True
+
+    def _remembered(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """The tokens of pictures, of which those that were seen before are not computed again."""
+        weights = self._weights_key()
+        keys = [(weights, fingerprint(picture)) for picture in pictures]
+        tokens: dict[tuple, Tensor] = {}
+        new: dict[tuple, int] = {}
+        for row, key in enumerate(keys):
+            known = _SEEN.recall(key)
+            if known is None:
+                new.setdefault(key, row)
+            else:
+                tokens[key] = known
+        if new:
+            for key, result in zip(new, self._all(pictures[list(new.values())]), strict=True):
+                tokens[key] = result
+                _SEEN.keep(key, result.detach().clone())
+        return torch.stack([tokens[key] for key in keys])
+
+    def _weights_key(self) -> tuple[str | float, ...]:
+        """What tells towers apart, so that models of one tower share what they have seen."""
+        numbers = []
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                values = tensor.detach().float()
+                numbers += [values.norm(), values.sum()]
+        return (self.config.backbone, *self.config.blocks, *torch.stack(numbers).tolist())
 
     def _tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         # every fourth pixel's neighbourhood, 16 x 16 of them a token

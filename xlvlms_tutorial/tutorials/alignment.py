@@ -74,7 +74,7 @@ class Kind(NamedTuple):
 
 @runtime_checkable
 class Method(Protocol):
-    """Describe what places points in the plane, such as scikit-learn's t-SNE."""
+    """Describe a method that places points in the plane, such as scikit-learn's t-SNE."""
 
     def fit_transform(self, X: np.ndarray) -> np.ndarray:
         """Place the rows.
@@ -148,7 +148,8 @@ def pooled(states: Activations, layer: int) -> Float[Tensor, "n d"]:
     >>> tuple(alignment.pooled(kinds["image"].P, 8).shape)
     (3, 576)
     """
-    return torch.stack([one.mean(dim=0) for one in examples(states, layer)])
+    means = [tokens_of_one.mean(dim=0) for tokens_of_one in examples(states, layer)]
+    return torch.stack(means)
 
 
 def draw_map(
@@ -191,8 +192,8 @@ def draw_map(
     b'PNG'
     """
     vectors, colours, markers = [], [], []
-    for kind, one in kinds.items():
-        for role, states in (("P", one.P), ("T", one.T)):
+    for kind, modality in kinds.items():
+        for role, states in (("P", modality.P), ("T", modality.T)):
             means = pooled(states, layer)
             vectors.append(means)
             colours += [kind] * len(means)
@@ -231,13 +232,13 @@ def own_group_shares(kinds: Mapping[str, Kind], layers: Sequence[int]) -> pd.Dat
     for layer in layers:
         parts = {}
         for role in "PT":
-            for kind, one in kinds.items():
-                parts[f"{kind} {role}"] = pooled(getattr(one, role), layer)
+            for kind, modality in kinds.items():
+                parts[f"{kind} {role}"] = pooled(getattr(modality, role), layer)
         labels = np.repeat(list(parts), [len(part) for part in parts.values()])
         units = normalize(torch.cat(list(parts.values())), dim=-1)
         nearest = (units @ units.T).fill_diagonal_(-1).argmax(dim=1).numpy()
-        own = pd.Series(labels[nearest] == labels)
-        rows[layer] = own.groupby(labels, sort=False).mean()
+        same_group = pd.Series(labels[nearest] == labels)
+        rows[layer] = same_group.groupby(labels, sort=False).mean()
     return pd.DataFrame(rows).T.rename_axis("layer")
 
 
@@ -263,12 +264,15 @@ def groups(kinds: Mapping[str, Kind], layer: int) -> dict[str, list[Tensor]]:
     >>> {name: len(group) for name, group in alignment.groups(kinds, 8).items()}
     {'image P': 3, 'image T': 3}
     """
-    parts = {f"{kind} P": examples(one.P, layer) for kind, one in kinds.items()}
-    return parts | {f"{kind} T": examples(one.T, layer) for kind, one in kinds.items()}
+    parts = {}
+    for role in "PT":
+        for kind, modality in kinds.items():
+            parts[f"{kind} {role}"] = examples(getattr(modality, role), layer)
+    return parts
 
 
 def modalities(kinds: Mapping[str, Kind], layer: int) -> dict[str, list[Tensor]]:
-    """Return P of each modality at a layer, and the captions of all as one modality more.
+    """Return P of each modality at a layer, and the captions of all as one more modality.
 
     Parameters
     ----------
@@ -289,10 +293,11 @@ def modalities(kinds: Mapping[str, Kind], layer: int) -> dict[str, list[Tensor]]
     >>> {name: len(group) for name, group in alignment.modalities(kinds, 8).items()}
     {'image': 3, 'text': 3}
     """
-    parts = {kind: examples(one.P, layer) for kind, one in kinds.items()}
+    parts = {}
     text = []
-    for one in kinds.values():
-        text += examples(one.T, layer)
+    for kind, modality in kinds.items():
+        parts[kind] = examples(modality.P, layer)
+        text += examples(modality.T, layer)
     return parts | {"text": text}
 
 
@@ -369,17 +374,17 @@ def controls(
     for sample in clips:
         frames.append(replace(sample, source=sample.content[0], modality="image"))
     video_model, audio_model = others
-    own, own_frames = _read_with(family, pictures, frames)
+    images, images_of_clips = _read_with(family, pictures, frames)
     video_stills, video_clips = _read_with(video_model, stills, clips)
     [audio_sounds] = _read_with(audio_model, sounds)
     [again] = _read_with(rerun, pictures)
     shared, shared_clips, shared_sounds = _read_with(joint, pictures, clips, sounds)
     return {
-        "frames of clips, same connector": (own, own_frames),
-        "same pictures, clip connector": (own, video_stills),
-        "same pictures, another run": (own, again),
-        "pictures and clips, own connectors": (own, video_clips),
-        "pictures and sounds, own connectors": (own, audio_sounds),
+        "frames of clips, same connector": (images, images_of_clips),
+        "same pictures, clip connector": (images, video_stills),
+        "same pictures, another run": (images, again),
+        "pictures and clips, own connectors": (images, video_clips),
+        "pictures and sounds, own connectors": (images, audio_sounds),
         "pictures and clips, joint connector": (shared, shared_clips),
         "pictures and sounds, joint connector": (shared, shared_sounds),
     }
@@ -510,8 +515,8 @@ def least_beyond(probe: pd.DataFrame, baseline: pd.DataFrame | None = None) -> E
         baseline = probe.assign(value=0.5, low=0.5, high=0.5)
     layers = [layer for layer in baseline.index if layer in probe.index]
     require(layers, "no layer of the probe in the baseline", "give both at common layers")
-    least = (probe["value"] - baseline["value"])[layers].idxmin()
-    return subtract(_estimate(probe.loc[least]), _estimate(baseline.loc[least]))
+    lowest = (probe["value"] - baseline["value"])[layers].idxmin()
+    return subtract(_estimate(probe.loc[lowest]), _estimate(baseline.loc[lowest]))
 
 
 def compare_seeds(
@@ -543,9 +548,9 @@ def compare_seeds(
     for name, (p, t) in by_name.items():
         distance = _distances(p, t, seed)
         runs = []
-        for other, (p_other, _) in by_name.items():
-            if other != name:
-                runs.append(_distances(p, p_other, seed))
+        for another, (p_another, _) in by_name.items():
+            if another != name:
+                runs.append(_distances(p, p_another, seed))
         between_runs = pd.concat(runs, axis=1).mean(axis=1)
         probe = probe_pairs({"": (p, t)}, folds, seed)[""]
         columns[name] = {
@@ -596,13 +601,15 @@ def measures_by_site(p: Activations, t: Activations) -> dict[str, pd.DataFrame]:
         measures["median norm of T"][site] = norms(t, site=site)
     tables = {}
     for name, by_site in measures.items():
-        curves = {site: one.set_index("layer")["value"] for site, one in by_site.items()}
+        curves = {}
+        for site, profile in by_site.items():
+            curves[site] = profile.set_index("layer")["value"]
         tables[name] = pd.DataFrame(curves)
     return tables
 
 
 def behind_another(vlm: VLM, samples: Sequence[Sample], seed: int = 0) -> Activations:
-    """Capture each caption as it is read behind the picture of the next sample.
+    """Capture each caption as it is read after the picture of the next sample.
 
     Parameters
     ----------
@@ -616,7 +623,7 @@ def behind_another(vlm: VLM, samples: Sequence[Sample], seed: int = 0) -> Activa
     Returns
     -------
     Activations
-        The tokens of the captions; caption k stands behind picture k + 1.
+        The tokens of the captions; caption k stands after picture k + 1.
 
     Examples
     --------
@@ -624,10 +631,10 @@ def behind_another(vlm: VLM, samples: Sequence[Sample], seed: int = 0) -> Activa
     >>> len(alignment.behind_another(vlm, samples).table["sample"].unique())
     4
     """
-    shown = [*samples[1:], *samples[:1]]
+    turned = [*samples[1:], *samples[:1]]
     moved = []
-    for sample, other in zip(samples, shown, strict=True):
-        moved.append(replace(sample, source=other.image))
+    for sample, neighbour in zip(samples, turned, strict=True):
+        moved.append(replace(sample, source=neighbour.image))
     return tokens(vlm, moved, seed)[1]
 
 
@@ -639,9 +646,9 @@ def search_captions(
     Parameters
     ----------
     P, T : Activations
-        The tokens of pictures, and of the captions behind them.
+        The tokens of pictures, and of the captions after them.
     behind : Activations
-        The same captions, each behind the picture of the next sample.
+        The same captions, each after the picture of the next sample.
     layers : sequence of int
         The layers.
 
@@ -709,7 +716,7 @@ def factor_cones(
     """Measure the narrowness of pictures that share a value of a factor, after centring.
 
     A value makes a group where three pictures or more show it, and a factor takes part where it
-    makes two groups. Two halves of the pictures, dealt in turn, are the baseline.
+    makes two groups. The baseline is two halves of the pictures, taken in turn.
 
     Parameters
     ----------

@@ -75,7 +75,10 @@ class Measured:
 
     def scores(self) -> dict[str, float]:
         """Return the alignment score in each reading."""
-        return {reading: float(one.score.value) for reading, one in self.readings.items()}
+        scores = {}
+        for reading, aligned in self.readings.items():
+            scores[reading] = float(aligned.score.value)
+        return scores
 
 
 def tokens(vlm: VLM, samples: Sequence[Sample], seed: int = 0) -> tuple[Activations, Activations]:
@@ -318,7 +321,9 @@ def profiles(by_name: Mapping[str, Alignment], column: str) -> pd.DataFrame:
     >>> alignment_score.profiles({"input": aligned}, "reading")["reading"].tolist()
     ['input', 'input']
     """
-    parts = [one.profile.assign(**{column: name}) for name, one in by_name.items()]
+    parts = []
+    for name, aligned in by_name.items():
+        parts.append(aligned.profile.assign(**{column: name}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -857,9 +862,9 @@ def training_frames(
         score = stage.readings[reading].score.value
         ax = plots.profile(profiles[name], reference=0, ylabel="IMA(l)")
         ax.set(ylim=ends, title=f"{name}: score {score:.2f}")
-        drawn = Image.open(io.BytesIO(plots.png(ax.figure)))
+        curve = Image.open(io.BytesIO(plots.png(ax.figure)))
         card = widgets.picture_card(picture, stage.report.captions["caption"][0], [])
-        frames.append(widgets.Html(card + widgets.picture_html(drawn, f"Profile at {name}", 560)))
+        frames.append(widgets.Html(card + widgets.picture_html(curve, f"Profile at {name}", 560)))
     return frames
 
 
@@ -868,9 +873,9 @@ def _first_caption(sample: Sample) -> str:
 
 
 def _with_few_questions(sample: Sample) -> Sample:
-    known = [q for q in sample.questions if q.type in _ASKED]
+    of_types = [q for q in sample.questions if q.type in _ASKED]
     absent = [q for q in sample.questions if (q.type, q.answer) == ("presence", "no")]
-    return replace(sample, questions=(*known, *absent[:1]))
+    return replace(sample, questions=(*of_types, *absent[:1]))
 
 
 def _present(sample: Sample) -> set[str]:

@@ -54,7 +54,7 @@ def fit(
     n_components : int
         The number of concepts; n where there are fewer states.
     penalty : float
-        The penalty of Semi-NMF; others have none.
+        The penalty of Semi-NMF; the other methods have none.
     seed : int, default 0
         Of the fit, where it has one.
 
@@ -130,7 +130,7 @@ def found_again(
 ) -> dict[str, float]:
     """Measure whether a dictionary finds the same concepts again.
 
-    Use it to learn whether concepts belong to the states or to one fit.
+    Use it to see whether concepts depend on the states alone or also on the fit.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def word_overlaps(
 ) -> pd.DataFrame:
     """Measure which words concepts share, for several dictionaries of the same states.
 
-    Use it for the claim that concepts of Semi-NMF have words of their own.
+    Use it for the claim that concepts of Semi-NMF share fewer words.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def word_overlaps(
     seed : int, default 0
         Of the fits and of the random words.
     mean_off : bool, default False
-        Whether the mean state is taken off: from centres and samples before their words are looked
+        Whether the mean state is subtracted: from centres and samples before their words are looked
         up, and from the states before Semi-NMF is fitted.
 
     Returns

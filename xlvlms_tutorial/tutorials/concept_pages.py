@@ -253,7 +253,7 @@ def labels(
     n_words : int, default 3
         How many words of each.
     mean : tensor (d,), optional
-        A state that is taken off each concept first, such as the mean state.
+        A state that is subtracted from each concept first, such as the mean state.
 
     Returns
     -------
@@ -430,7 +430,7 @@ def tracked(
 ) -> pd.DataFrame:
     """List how much each concept tells about each factor, the strongest first.
 
-    Use it to ask a dictionary concept by concept, where :func:`agreements` asks it as a whole.
+    Use it to look at each concept, where :func:`agreements` looks at the largest one alone.
 
     Parameters
     ----------
@@ -472,7 +472,7 @@ def tracked(
 
 
 def truth_map(table: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """Lay what concepts tell of factors out as a map, concepts grouped by what they tell most.
+    """Arrange what concepts tell about factors as a map, grouped by the factor they tell most.
 
     Parameters
     ----------

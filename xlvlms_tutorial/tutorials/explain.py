@@ -43,13 +43,13 @@ _RARE = 16  # references that a word must be in
 class WordPictures:
     """The pictures of one word, divided.
 
-    ``word`` is the token of interest. ``known`` are the pictures of the dictionary and ``states``
+    ``word`` is the token of interest. ``samples`` are the pictures of the dictionary and ``states``
     their states, a row each; ``new`` are pictures to explain and ``rest`` are others. ``common``
     are the words that references and model have, the most frequent first.
     """
 
     word: str
-    known: list[Sample]
+    samples: list[Sample]
     states: Activations
     new: list[Sample]
     rest: list[Sample]
@@ -90,7 +90,7 @@ def caption_up_to(word: object) -> Callable[[Sample], str]:
 
 
 def word_pictures(
-    vlm: VLM, world: Sequence[Sample], word: str, layers: Sequence[int], n_known: int, n_new: int
+    vlm: VLM, world: Sequence[Sample], word: str, layers: Sequence[int], n_samples: int, n_new: int
 ) -> WordPictures:
     """Divide the pictures of a word, and read the states that predict it.
 
@@ -108,7 +108,7 @@ def word_pictures(
         The token of interest.
     layers : sequence of int
         The layers to read; the last one decides what the next word is.
-    n_known, n_new : int
+    n_samples, n_new : int
         How many pictures of the dictionary, and how many new ones, at most.
 
     Returns
@@ -127,14 +127,14 @@ def word_pictures(
     common = _common_words(vlm, world, word)
     for candidate in common:
         pool = _mentioning(world, candidate)
-        size = min(n_known, len(pool) * 2 // 5)
+        size = min(n_samples, len(pool) * 2 // 5)
         states = _states_of(vlm, candidate, pool[:size], layers)
-        if len(states) >= min(8, n_known // 2):
+        if len(states) >= min(8, n_samples // 2):
             break
-    known = [pool[row] for row in states.table["sample"]]
+    samples = [pool[row] for row in states.table["sample"]]
     n_new = min(n_new, len(pool) // 3)
     new, rest = pool[size:][:n_new], pool[size + n_new :]
-    return WordPictures(candidate, known, states, new, rest, common)
+    return WordPictures(candidate, samples, states, new, rest, common)
 
 
 def known_facts(samples: Iterable[Sample]) -> pd.DataFrame:
@@ -351,7 +351,7 @@ def map_panels(
 
 
 def explanations(
-    known: Sequence[Sample],
+    samples: Sequence[Sample],
     new: Sequence[Sample],
     captions: Sequence[str],
     new_codes: np.ndarray,
@@ -365,7 +365,7 @@ def explanations(
 
     Parameters
     ----------
-    known, new : sequence of Sample
+    samples, new : sequence of Sample
         The pictures of the dictionary, and the new ones.
     captions : sequence of str
         What the model says of the new ones.
@@ -392,7 +392,7 @@ def explanations(
     [(1,), (2,), (3,), (4,)]
     """
     top = most_activating(codes, min(5, len(codes))).groupby("concept")["row"].agg(list)
-    style, tags = _small(known, top, size=64, quality=70)
+    style, tags = _small(samples, top, size=64, quality=70)
     repeats = known_facts(new)["action"].duplicated()
     frames = {}
     for row in repeats.sort_values(kind="stable").index[:5]:
@@ -472,8 +472,8 @@ def pictures_to_map(
     >>> import pandas as pd
     >>> from xlvlms_tutorial.tutorials.explain import pictures_to_map
     >>> match = pd.DataFrame({"factor": ["time"], "value": ["night"], "share": [0.9]})
-    >>> chosen, factors = pictures_to_map(match, samples, n=2)
-    >>> len(chosen), chosen[0].image.size == chosen[1].image.size
+    >>> pictures, factors = pictures_to_map(match, samples, n=2)
+    >>> len(pictures), pictures[0].image.size == pictures[1].image.size
     (2, True)
     """
     counts: Counter[int] = Counter()
@@ -484,10 +484,10 @@ def pictures_to_map(
             factors.append(factor)
             counts.update(number for number, *_ in rows)
     order = sorted(range(len(samples)), key=lambda number: -counts[number])[:n]
-    chosen = [samples[number] for number in order]
-    side = min(min(sample.image.size) for sample in chosen)
+    pictures = [samples[number] for number in order]
+    side = min(min(sample.image.size) for sample in pictures)
     squares = []
-    for sample in chosen:
+    for sample in pictures:
         squares.append(replace(sample, source=ImageOps.fit(sample.image, (side, side))))
     return squares, factors
 
@@ -536,8 +536,10 @@ def side_balance(
             continue
         heat = maps[number, concept].clamp(min=0)
         half = heat.shape[-1] // 2
-        left, right = float(heat[:, :half].sum()), float(heat[:, -half:].sum())
-        balance[number] = sign * (left - right) / max(left + right, 1e-6)
+        left_heat = float(heat[:, :half].sum())
+        right_heat = float(heat[:, -half:].sum())
+        total = max(left_heat + right_heat, 1e-6)
+        balance[number] = sign * (left_heat - right_heat) / total
     return pd.Series(balance, dtype=float)
 
 
@@ -587,10 +589,10 @@ def concept_library(
     --------
     >>> from xlvlms_tutorial import capture, load_samples
     >>> from xlvlms_tutorial.tutorials.explain import WordPictures, concept_library
-    >>> known = load_samples("scenes", n=8)
-    >>> states = capture(vlm, known, 30, span="question")
-    >>> pictures = WordPictures("key", known, states, [], [], [])
-    >>> library = concept_library(vlm, known, pictures, [], [30])
+    >>> world = load_samples("scenes", n=8)
+    >>> states = capture(vlm, world, 30, span="question")
+    >>> pictures = WordPictures("key", world, states, [], [], [])
+    >>> library = concept_library(vlm, world, pictures, [], [30])
     >>> library["key"].dictionaries[30].components_.shape
     (4, 576)
     """
@@ -602,7 +604,7 @@ def concept_library(
             dictionaries[layer] = SemiNMF(size, tol=1e-5, seed=seed).fit(states[layer])
         return WordConcepts(states, samples, dictionaries)
 
-    library = {pictures.word: learnt(pictures.states, pictures.known)}
+    library = {pictures.word: learnt(pictures.states, pictures.samples)}
     for word in dict.fromkeys([*others, *pictures.common]):
         if len(library) > len(others):
             break
@@ -610,7 +612,7 @@ def concept_library(
         if word in library or len(pool) < _RARE:
             continue
         states = _states_of(vlm, word, pool[:48], layers)
-        if len(states) >= min(8, len(pictures.known) // 2):
+        if len(states) >= min(8, len(pictures.samples) // 2):
             library[word] = learnt(states, [pool[row] for row in states.table["sample"]])
     return library
 
@@ -865,10 +867,10 @@ def check_false_sentences(experiment: Experiment, shares: pd.DataFrame) -> None:
     experiment.check("a false word has its part", (sentence > 0.05).any())
 
 
-def _paired(one: pd.Series, two: pd.Series) -> Estimate:
+def _paired(first: pd.Series, second: pd.Series) -> Estimate:
     """How much higher the first is, in the pictures that both have."""
-    both = pd.concat([one, two], axis=1, keys=["one", "two"]).dropna()
-    return difference(both["one"], both["two"], paired=True)
+    pairs = pd.concat([first, second], axis=1, keys=["first", "second"]).dropna()
+    return difference(pairs["first"], pairs["second"], paired=True)
 
 
 def _common_words(vlm: VLM, world: Sequence[Sample], word: str) -> list[str]:
@@ -879,8 +881,12 @@ def _common_words(vlm: VLM, world: Sequence[Sample], word: str) -> list[str]:
     written = _word_counts(sample.captions[0] for sample in world)
     spoken = _word_counts(captions)
     subjects = {sample.truth.get("subject") for sample in world}
-    common = [one for one in spoken if spoken[one] > 2 and written[one] >= _RARE]
-    return sorted(common, key=lambda one: (one != word, one not in subjects, -written[one], one))
+    common = [text for text in spoken if spoken[text] > 2 and written[text] >= _RARE]
+
+    def rank(text: str) -> tuple[bool, bool, int, str]:
+        return text != word, text not in subjects, -written[text], text
+
+    return sorted(common, key=rank)
 
 
 def _word_counts(texts: Iterable[str]) -> Counter[str]:

@@ -44,7 +44,7 @@ Words = Mapping[int, Sequence[str]]
 
 
 class Embedded(NamedTuple):
-    """What the judges need of some samples: their pictures and captions, embedded, and ids."""
+    """Hold what the judges need of some samples: embedded pictures and captions, and ids."""
 
     pictures: Float[Tensor, "n e"]
     captions: list[Float[Tensor, "_ f"]]
@@ -53,7 +53,7 @@ class Embedded(NamedTuple):
 
 @dataclass(frozen=True)
 class Concepts:
-    """A dictionary of one token, with what grounds each of its K concepts.
+    """Hold a dictionary of one token, with the words and samples of each of its K concepts.
 
     Parameters
     ----------
@@ -221,7 +221,7 @@ def unseen_samples(
 
 
 def noisy(samples: Sequence[Sample]) -> list[Sample]:
-    """Put noise in the place of every picture, and leave the captions.
+    """Replace every picture by noise, and keep the captions.
 
     Use it as a baseline: what a model says of noise comes from its language and from the words
     before, not from a picture.
@@ -369,7 +369,7 @@ class Judges:
         return scores
 
     def exam(self, samples: Sequence[Sample]) -> pd.DataFrame:
-        """Score lists whose truth is known: what the judges are worth.
+        """Test the judges on lists of words of which it is known whether they are true.
 
         Parameters
         ----------
@@ -536,7 +536,7 @@ def score_unseen(
 def distinctness(judges: Judges, embedded: Embedded, concepts: Concepts) -> dict[str, float]:
     """Measure how much of a dictionary's picture score belongs to single concepts.
 
-    Use it to compare dictionaries: lists that say the same true thing all score high.
+    Use it to compare dictionaries: lists that all say the same score high if that is true.
 
     Parameters
     ----------

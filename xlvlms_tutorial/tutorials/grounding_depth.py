@@ -96,7 +96,7 @@ def probe_above_chance(states: Float[np.ndarray, "n d"], labels: ArrayLike) -> f
 def random_blocks(vlm: VLM, seed: int = 0) -> Iterator[None]:
     """Draw the matrices of all blocks at random while the context lasts.
 
-    Use it as the control of a probe: what a network that has learnt nothing would hold as well.
+    Use it as the control of a probe: it shows what a network holds that has learnt nothing.
     Each matrix has the spread that it has in the model. Norms and biases stay.
 
     Parameters
@@ -146,7 +146,7 @@ def readable_share(values: ArrayLike, largest: Int[np.ndarray, "n"], words: Word
     Returns
     -------
     float
-        The share above that with the concepts of other samples: 0 by chance, 1 at best.
+        The share minus that with the concepts of other samples: 0 by chance, 1 at best.
 
     Examples
     --------
@@ -224,7 +224,7 @@ def depths_of_factor(
 def three_readings(
     vlm: VLM, components: Float[np.ndarray, "k d"], concept: int, n_words: int = 5
 ) -> tuple[dict[str, list[str]], int]:
-    """Read the words of a concept with the final norm, without, and without what is loudest.
+    """Read the words of a concept with and without the final norm and the largest dimensions.
 
     Use it to see what the final norm does to the words of a direction.
 
@@ -233,7 +233,7 @@ def three_readings(
     vlm : VLM
         The model whose norm and unembedding read the direction.
     components : ndarray (K, d)
-        All concepts of a dictionary, which say which dimensions are loudest.
+        All concepts of a dictionary; their mean says which dimensions are largest.
     concept : int
         The concept to read, a row of them.
     n_words : int, default 5
@@ -243,7 +243,7 @@ def three_readings(
     -------
     tuple of dict of str to list of str, and int
         The words "with the norm", "without" and "without, 3 dimensions off", where the three
-        dimensions that are largest in the mean are set to zero; and the loudest dimension.
+        dimensions that are largest in the mean are set to zero; and the largest dimension.
 
     Examples
     --------
@@ -273,7 +273,7 @@ def three_readings(
 def norm_weights(vlm: VLM) -> Float[Tensor, "d"]:
     """Return the learnt weights of the final norm, one a dimension of the stream.
 
-    Use it to see which dimensions the unembedding reads turned round: those below 0.
+    Use it to see which dimensions are read with the opposite sign: those below 0.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the chapter "A VLM from inside" needs around its readings and its one steered caption."""
+"""Read facts off states layer by layer, and count what an intervention changes in captions."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from xlvlms_tutorial.tutorials.experiments import substitute
 
 
 def first_tokens(tokens: Iterable[str], letters: int = 45) -> str:
-    """Write tokens side by side, and cut the line.
+    """Write tokens side by side, in a line of limited length.
 
     Use it to show in a table what a span begins with.
 
@@ -169,7 +169,7 @@ def count_words(
 def share_predicted(vlm: VLM, batch: Batch) -> float:
     """Measure how many tokens of the answers the model predicts, as it is now.
 
-    Use it inside an intervention: answers that the model gave itself are then a measure of what the
+    Use it inside an intervention. With answers that the model gave itself, it measures what the
     intervention costs.
 
     Parameters

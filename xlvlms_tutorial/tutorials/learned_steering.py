@@ -18,14 +18,16 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from xlvlms_tutorial.data import Sample, load_samples
+from xlvlms_tutorial.data import PROMPTS, Sample, load_samples
 from xlvlms_tutorial.interventions import add
-from xlvlms_tutorial.loading import load
+from xlvlms_tutorial.loading.loading import EMBEDDED, load
 from xlvlms_tutorial.methods.steering import (
     LearnedSteering,
     ProbeSteering,
+    balanced_threshold,
+    first_pieces,
     mean_shift,
     random_shifts,
 )
@@ -37,7 +39,8 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Question
 from xlvlms_tutorial.text import normalise
 from xlvlms_tutorial.tutorials.experiments import substitute
-from xlvlms_tutorial.validation import require
+from xlvlms_tutorial.tutorials.steering_answers import description
+from xlvlms_tutorial.validation import require, require_one_of
 
 SPLITS = ("train", "validation", "test")
 UNSURE = "I am not sure"
@@ -197,7 +200,9 @@ def _item(sample: Sample, question: Question, group: str) -> Item:
 
 
 def _caption_words(sample: Sample) -> set[str]:
-    return set(" ".join(sample.captions).lower().replace(".", " ").replace(",", " ").split())
+    """The words of captions, or of the right answers where there are none."""
+    texts = sample.captions or [question.answer for question in sample.questions]
+    return set(" ".join(texts).lower().replace(".", " ").replace(",", " ").split())
 
 
 def _form_of_word(samples: Sequence[Sample]) -> dict[str, str]:
@@ -239,7 +244,8 @@ def partly_trained(
     model : str
         As ``load`` takes it.
     earlier, later : str
-        The two revisions; with None as the earlier one the model is loaded as it is.
+        The two revisions. With None as the earlier one, and where the model is not one of ours, it
+        is loaded as it is.
     share : float, default 0.4
         How far along the line: 0 is the earlier step, 1 the later one.
 
@@ -254,7 +260,7 @@ def partly_trained(
     >>> partly_trained(share=0.0).name
     'pocket-llava, 0 of the way from step-0450 to step-0800'
     """
-    if earlier is None:
+    if earlier is None or model not in EMBEDDED:
         return load(model)
     early, vlm = load(model, revision=earlier), load(model, revision=later)
     weights = anatomy.connector(early.model).state_dict()
@@ -463,6 +469,7 @@ class Primed:
         self.items = list(items)
         self.layers = list(layers)
         self._parts = []
+        self._shifts: dict[str, dict[int, Tensor]] = {}
         states = {layer: [] for layer in self.layers}
         logits = []
         for start in range(0, len(self.items), batch_size):
@@ -481,7 +488,7 @@ class Primed:
         Parameters
         ----------
         layer : int
-            The layer that is read.
+            One of the layers that are read.
         read : {"last", "mean"}, default "last"
             Whether the completion's last token is read, or the mean over all.
 
@@ -490,24 +497,26 @@ class Primed:
         tensor (n, d)
             Zero where an item wants what it would leave.
         """
-        sides = []
-        for name in ("target", "opposite"):
-            texts = [getattr(item, name) for item in self.items]
-            sides.append(self._completed(texts, layer, read))
-        return sides[0] - sides[1]
+        require_one_of(layer, self.layers, "layer")
+        if read not in self._shifts:
+            wanted = self._completed([item.target for item in self.items], read)
+            unwanted = self._completed([item.opposite for item in self.items], read)
+            self._shifts[read] = {layer: wanted[layer] - unwanted[layer] for layer in wanted}
+        return self._shifts[read][layer]
 
-    def _completed(self, texts: Sequence[str], layer: int, read: str) -> Float[Tensor, "n d"]:
-        rows = []
+    def _completed(self, texts: Sequence[str], read: str) -> dict[int, Float[Tensor, "n d"]]:
+        """The states of each layer at the completions, all from one pass."""
+        rows: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
         for start, part in self._numbered():
             output = part.run(texts[start : start + len(part.items)])
-            states = output.states[layer][:, 1:].float().cpu()
             mask = output.mask[:, 1:].cpu()
+            weights = mask.float() / mask.sum(dim=1, keepdim=True)
             if read == "last":
-                rows.append(states[torch.arange(len(states)), mask.sum(dim=1) - 1])
-            else:
-                weights = mask.float() / mask.sum(dim=1, keepdim=True)
-                rows.append((states * weights[..., None]).sum(dim=1))
-        return torch.cat(rows)
+                weights = nn.functional.one_hot(mask.sum(dim=1) - 1, mask.shape[1]).float()
+            for layer, of_layer in rows.items():
+                states = output.states[layer][:, 1:].float().cpu()
+                of_layer.append((states * weights[..., None]).sum(dim=1))
+        return {layer: torch.cat(of_layer) for layer, of_layer in rows.items()}
 
     def answers(
         self,
@@ -907,3 +916,158 @@ def best_strengths(rows: pd.DataFrame) -> dict[str, float]:
         weakest_first = part.assign(size=part["strength"].abs()).sort_values("size", kind="stable")
         chosen[name] = float(weakest_first.loc[weakest_first["all"].idxmax(), "strength"])
     return chosen
+
+
+def by_threshold(validation: Primed, test: Primed) -> list[str]:
+    """Answer yes/no questions by a threshold of the logit gap that is chosen on validation.
+
+    Parameters
+    ----------
+    validation, test : Primed
+        The questions that the threshold is chosen on, and those that are answered.
+
+    Returns
+    -------
+    list of str
+        "yes" where the logit of yes minus that of no is above the threshold, else "no".
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.learned_steering import Primed, by_threshold, presence
+    >>> parts = presence(2, 4, 2)
+    >>> by_threshold(Primed(vlm, parts["validation"], [12]), Primed(vlm, parts["test"], [12]))
+    ['yes', 'no']
+    """
+    yes = [item.group == "yes" for item in validation.items]
+    threshold = balanced_threshold(_gaps(validation), yes)
+    return ["yes" if gap > threshold else "no" for gap in _gaps(test)]
+
+
+def _gaps(primed: Primed) -> Float[Tensor, "n"]:
+    """By how much the likeliest beginning of yes lies above that of no."""
+    best = []
+    for word in ("yes", "no"):
+        best.append(primed.logits[:, first_pieces(primed.vlm, word)].amax(dim=1))
+    return best[0] - best[1]
+
+
+def other_questions(per_type: int = 8, seed: int = 0, dataset: str = "scenes") -> list[Item]:
+    """Take test questions of every type but yes/no: what steering should leave as it is.
+
+    Parameters
+    ----------
+    per_type : int, default 8
+        How many of each type.
+    seed : int, default 0
+        Of the pictures.
+    dataset : str, default "scenes"
+        Pictures with questions.
+
+    Returns
+    -------
+    list of Item
+        The group is the type of the question, which is the factor that it asks for.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.learned_steering import other_questions
+    >>> sorted(item.group for item in other_questions(1))
+    ['action', 'colour', 'count', 'place', 'side']
+    """
+    of_type: dict[str, list[Item]] = {}
+    for number, sample in enumerate(load_samples(dataset, 10 * per_type + 20, "test", seed + 1)):
+        questions = [q for q in sample.questions if q.answer not in ("yes", "no")]
+        if questions:
+            question = questions[number % len(questions)]
+            only = replace(sample, questions=(question,))
+            item = Item(only, question.type, question.answer, question.answer)
+            of_type.setdefault(question.type, []).append(item)
+    return [item for items in of_type.values() for item in items[:per_type]]
+
+
+def neutral_prompts(n: int = 8, seed: int = 0, dataset: str = "scenes") -> list[Item]:
+    """Take test pictures to be described, with a caption each.
+
+    Parameters
+    ----------
+    n : int, default 8
+        How many.
+    seed : int, default 0
+        Of the pictures.
+    dataset : str, default "scenes"
+        Pictures with captions.
+
+    Returns
+    -------
+    list of Item
+        The target is the caption.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.learned_steering import neutral_prompts
+    >>> neutral_prompts(1)[0].prompt
+    'Describe the picture.'
+    """
+    items = []
+    for sample in load_samples(dataset, n, "test", seed + 1):
+        caption = description(sample)
+        question = Question("caption", PROMPTS["image"], caption)
+        items.append(Item(replace(sample, questions=(question,)), "caption", caption, caption))
+    return items
+
+
+def side_effects(
+    others: Primed,
+    neutral: Primed,
+    rungs: Mapping[str, Rung],
+    layer: int,
+    strengths: Mapping[str, float],
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Measure what steering does where nothing should change.
+
+    Parameters
+    ----------
+    others : Primed
+        From :func:`other_questions`.
+    neutral : Primed
+        From :func:`neutral_prompts`.
+    rungs : mapping of str to Rung
+        From :func:`ladder`.
+    layer : int
+        Where vectors are added.
+    strengths : mapping of str to float
+        The strength of each rung.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a rung, "none" before them: nats a token of captions, accuracy by type of question,
+        and "others", that on all of them.
+    dict of str to array (n,)
+        Where the other questions were answered correctly, by rung.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import learned_steering as learned
+    >>> others = learned.Primed(vlm, learned.other_questions(1), [12])
+    >>> neutral = learned.Primed(vlm, learned.neutral_prompts(1), [12])
+    >>> table, correct = learned.side_effects(others, neutral, {}, 12, {})
+    >>> table.index.tolist(), len(correct["none"])
+    (['none'], 5)
+    """
+    groups = pd.Series([item.group for item in others.items])
+    rows, correct = {}, {}
+    for name in ("none", *rungs):
+        if name == "none":
+            answers, nats = others.answers(), 0.0
+        else:
+            vectors = rungs[name].vectors(others.states[layer])
+            answers = others.answers(layer, vectors, strengths[name])
+            vectors = rungs[name].vectors(neutral.states[layer])
+            nats = neutral.divergence(layer, vectors, strengths[name])
+        pairs = zip(answers, others.items, strict=True)
+        hits = [exact_match(answer, item.question.answer) for answer, item in pairs]
+        correct[name] = np.array(hits, dtype=float)
+        by_type = pd.Series(correct[name]).groupby(groups).mean().to_dict()
+        rows[name] = {"nats": nats, "others": correct[name].mean(), **by_type}
+    return pd.DataFrame.from_dict(rows, orient="index"), correct

@@ -25,7 +25,8 @@ from xlvlms_tutorial.methods.steering import (
 )
 from xlvlms_tutorial.metrics import style_share
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.tutorials.steering_style import describe, named_facts, steer
+from xlvlms_tutorial.tutorials.experiments import Experiment, describe
+from xlvlms_tutorial.tutorials.steering_style import named_facts, steer
 from xlvlms_tutorial.validation import require_one_of
 
 # The ways to make a word neutral, with the strengths that are tried.
@@ -60,8 +61,8 @@ def first_word(caption: str, words: Sequence[str]) -> str | None:
     'man'
     >>> neutral_wording.first_word("A manor.", ["woman", "man"])
     """
-    found = re.search(rf"\b(?:{'|'.join(words)})\b", caption.lower())
-    return found[0] if found else None
+    match = re.search(rf"\b(?:{'|'.join(words)})\b", caption.lower())
+    return match[0] if match else None
 
 
 def replace_words(caption: str, words: Sequence[str], neutral: str) -> str:
@@ -93,7 +94,7 @@ def replace_words(caption: str, words: Sequence[str], neutral: str) -> str:
 
 
 def people_and_others(
-    dataset: str, n: int, each: int, split: str, words: Sequence[str], seed: int = 0
+    dataset: str, n: int, n_each: int, split: str, words: Sequence[str], seed: int = 0
 ) -> tuple[list[Sample], list[Sample]]:
     """Take as many pictures whose caption has one of some words as pictures of which none has.
 
@@ -103,7 +104,7 @@ def people_and_others(
         As for ``load_samples``.
     n : int
         How many pictures to look through.
-    each : int
+    n_each : int
         How many of either kind to take at most.
     split : str
         "train", "validation" or "test".
@@ -127,14 +128,14 @@ def people_and_others(
     (2, 2)
     """
     people = []
-    others = []
+    without = []
     for sample in load_samples(dataset, n, split, seed):
         if sample.captions and first_word(sample.captions[0], words):
             people.append(sample)
         elif sample.captions and not any(first_word(text, words) for text in sample.captions):
-            others.append(sample)
-    n = min(each, len(people), len(others))
-    return people[:n], others[:n]
+            without.append(sample)
+    n = min(n_each, len(people), len(without))
+    return people[:n], without[:n]
 
 
 def less_picture(states: Activations) -> Activations:
@@ -243,7 +244,7 @@ def sorting(concepts: ConceptVectors, words: Sequence[str]) -> dict[str, float]:
 def deciding_states(
     vlm: VLM,
     people: Sequence[Sample],
-    others: Sequence[Sample],
+    without: Sequence[Sample],
     layers: Sequence[int],
     words: Sequence[str],
 ) -> dict[str, Activations]:
@@ -255,7 +256,7 @@ def deciding_states(
         The model.
     people : sequence of Sample
         Pictures whose captions have one of the words.
-    others : sequence of Sample
+    without : sequence of Sample
         Pictures whose captions have none.
     layers : sequence of int
         Where to read.
@@ -277,23 +278,24 @@ def deciding_states(
     >>> len(states["words"]), len(states["subjects"])
     (2, 2)
     """
-    both = [*people, *others]
-    subjects = [_subject(sample, words) for sample in both]
+    pictures = [*people, *without]
+    subjects = [_subject(sample, words) for sample in pictures]
     answers = []
-    for number, (sample, subject) in enumerate(zip(both, subjects, strict=True)):
+    for number, (sample, subject) in enumerate(zip(pictures, subjects, strict=True)):
         answers.append(_naming(sample.captions, number, subject))
     named = sorted(set(subjects) - {None})
-    deciding = capture(vlm, both, layers, words=named, answers=answers, batch_size=_BATCH)
-    rest = capture(
-        vlm, both, layers, span="answer", reduce=None, answers=answers, batch_size=_BATCH
-    )
-    start = rest.table.groupby("sample")["position"].transform("min")
-    first = rest.table["sample"].map(deciding.table.set_index("sample")["token_index"])
-    is_person = (deciding.table["sample"] < len(people)).to_numpy()
+    options = {"answers": answers, "batch_size": _BATCH}
+    # places the words are is known from the tokens: layer 0 costs no block
+    places = capture(vlm, pictures, 0, words=named, **options).table
+    states = capture(vlm, pictures, layers, span="answer", reduce=None, **options)
+    number = states.table["sample"]
+    start = states.table.groupby("sample")["position"].transform("min")
+    first = number.map(places.set_index("sample")["token_index"])
+    decides = states.table["position"] - start == first - 1
     return {
-        "words": deciding.select(is_person),
-        "subjects": deciding.select(~is_person),
-        "rest": rest.select(rest.table["position"] - start != first - 1),
+        "words": states.select(decides & (number < len(people))),
+        "subjects": states.select(decides & (number >= len(people))),
+        "rest": states.select(~decides),
     }
 
 
@@ -347,10 +349,12 @@ def build_gate(
     members = np.array([], int)
     for kind, size in _SIZES.items():
         if kind == "words" or len(states[kind]) > 1:
-            found = concept_vectors(states[kind], layer, min(size, len(states[kind])), seed)
-            parts.append(found.concepts)
+            concepts_of_kind = concept_vectors(
+                states[kind], layer, min(size, len(states[kind])), seed
+            )
+            parts.append(concepts_of_kind.concepts)
         if kind == "words":
-            members = found.dictionary.labels_
+            members = concepts_of_kind.dictionary.labels_
     centres = torch.cat(parts)
     shifts = torch.zeros_like(centres)
     samples = states["words"].table["sample"].to_numpy()
@@ -425,18 +429,51 @@ class Wording:
         list of str
             A caption for each picture.
         """
+        return self.at_strengths(by, layer, [strength], samples, max_new_tokens)[strength]
+
+    def at_strengths(
+        self,
+        by: str,
+        layer: int,
+        strengths: Sequence[float],
+        samples: Sequence[Sample],
+        max_new_tokens: int = 22,
+    ) -> dict[float, list[str]]:
+        """Describe pictures while one of the ways acts, at several strengths in one batch.
+
+        Parameters
+        ----------
+        by : {"coarse", "coarse, same gate", "by concept"}
+            Which way.
+        layer : int
+            Where.
+        strengths : sequence of float
+            The factors of the vectors.
+        samples : sequence of Sample
+            The pictures.
+        max_new_tokens : int, default 22
+            How many tokens the model may write.
+
+        Returns
+        -------
+        dict of float to list of str
+            The captions by strength.
+        """
         require_one_of(by, WAYS, "way")
         if by == "coarse":
-            strengths = [strength]
-            written = steer(
-                self.vlm, self.coarse, layer, strengths, samples, max_new_tokens, "last"
-            )
-            return written[strength]
+            return steer(self.vlm, self.coarse, layer, strengths, samples, max_new_tokens, "last")
         centres, shifts = self.gates[layer]
         if by == "coarse, same gate":
             shifts = shifts.any(dim=1, keepdim=True) * self.coarse[layer]
-        with steer_by_concept(self.vlm, centres, shifts, layer, strength, "last"):
-            return describe(self.vlm, samples, max_new_tokens=max_new_tokens)
+        n = len(samples)
+        pictures = list(samples) * len(strengths)
+        factors = torch.tensor(strengths).repeat_interleave(n)
+        with steer_by_concept(self.vlm, centres, shifts, layer, factors, "last"):
+            captions = describe(self.vlm, pictures, max_new_tokens, batch_size=len(pictures))
+        by_strength = {}
+        for number, strength in enumerate(strengths):
+            by_strength[strength] = captions[number * n : number * n + n]
+        return by_strength
 
     def converted(self, captions: Sequence[str]) -> Bool[np.ndarray, "n"]:
         """Return whether each caption has the neutral word and none of the others.
@@ -478,15 +515,18 @@ class Wording:
         half = len(captions) // 2
         pairs = zip(captions[half:], usual[half:], strict=True)
         changed = [caption != before for caption, before in pairs]
-        kept = named_facts(captions, samples).drop(columns="subject")[:half]
+        facts = named_facts(captions, samples).drop(columns="subject")[:half]
         return {
             "converted": float(self.converted(captions[:half]).mean()),
             "elsewhere": float(np.mean(changed)),
-            "facts kept": float(kept.astype(float).stack().mean()),
+            "facts kept": float(facts.astype(float).stack().mean()),
         }
 
     def compare(
-        self, samples: Sequence[Sample], settings: Mapping[str, tuple[int, float]]
+        self,
+        samples: Sequence[Sample],
+        usual: Sequence[str],
+        settings: Mapping[str, tuple[int, float]],
     ) -> dict[str, list[str]]:
         """Describe pictures in each of several ways, and by replacing the words afterwards.
 
@@ -494,6 +534,8 @@ class Wording:
         ----------
         samples : sequence of Sample
             The pictures.
+        usual : sequence of str
+            The captions without steering.
         settings : mapping of str to (int, float)
             Layer and strength of each way. A name may end in ", at any price".
 
@@ -506,11 +548,8 @@ class Wording:
         for name, (layer, strength) in settings.items():
             way = name.removesuffix(", at any price")
             texts[name] = self.captions(way, layer, strength, samples)
-        usual = describe(self.vlm, samples)
-        texts["words replaced"] = [
-            replace_words(caption, self.words, self.neutral) for caption in usual
-        ]
-        return texts
+        replaced = [replace_words(caption, self.words, self.neutral) for caption in usual]
+        return texts | {"words replaced": replaced}
 
     def sweep(self, samples: Sequence[Sample]) -> pd.DataFrame:
         """Try all ways at their layers and strengths on validation pictures.
@@ -526,15 +565,52 @@ class Wording:
             A row for each setting: by, layer, strength and the :meth:`effects`, those with the
             smallest side effect first.
         """
-        usual = describe(self.vlm, samples, max_new_tokens=_SHORT)
+        usual = describe(self.vlm, samples, _SHORT)
         rows = []
         for layer in self.gates:
             for by, strengths in WAYS.items():
-                for strength in strengths:
-                    captions = self.captions(by, layer, strength, samples, _SHORT)
+                texts = self.at_strengths(by, layer, strengths, samples, _SHORT)
+                for strength, captions in texts.items():
                     row = {"by": by, "layer": layer, "strength": strength}
                     rows.append(row | self.effects(captions, usual, samples))
         return pd.DataFrame(rows).sort_values("elsewhere", kind="stable")
+
+
+def check_comparison(experiment: Experiment, compared: pd.DataFrame) -> None:
+    """Write down whether what the chapter says of its comparison holds in this run.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment, with its verdicts on STEER-5.
+    compared : pandas.DataFrame
+        A row for each way, with the columns of :meth:`Wording.effects`.
+    """
+    share, changed = compared["converted"], compared["elsewhere"]
+    price = "coarse, at any price"
+    gated = compared.loc[["by concept", "coarse, same gate"]]
+    check = experiment.check
+    check(
+        "strong enough to convert, the coarse vector changes most others",
+        share[price] > 0.8 and changed[price] > 0.6,
+    )
+    check("strong enough to convert, it loses facts too", compared["facts kept"][price] < 0.85)
+    check("weak enough, it converts next to nothing", share["coarse"] < 0.15)
+    check("side effects are not equal without a gate", changed["coarse"] > changed["by concept"])
+    check("behind the gate no other caption changes", gated["elsewhere"].max() == 0)
+    check(
+        "behind the gate both convert most, and about as many",
+        gated["converted"].min() > 0.65 and gated["converted"].std() < 0.14,
+    )
+    check(
+        "replacing words converts all and changes no other caption",
+        share["words replaced"] == 1 and changed["words replaced"] == 0,
+    )
+    for statement, variant in (
+        ("with side effects ignored the claim is not confirmed", "side effects ignored"),
+        ("behind the same gate the claim is not confirmed", "same gate for both"),
+    ):
+        check(statement, experiment.verdict("STEER-5", variant) != "confirmed")
 
 
 def _subject(sample: Sample, words: Sequence[str]) -> str | None:

@@ -1,12 +1,13 @@
 """Ask what a model says of objects that are not there, and check what the chapter says of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.evaluation import Report
 from xlvlms_tutorial.metrics import Estimate, difference, proportion, yes_or_no
+from xlvlms_tutorial.tutorials.experiments import Experiment
 from xlvlms_tutorial.view import widgets
 from xlvlms_tutorial.view.cards import Html
 
@@ -243,3 +244,66 @@ def check_yes(early: pd.DataFrame, finished: pd.DataFrame) -> dict[str, bool]:
         "the early model says yes too often": early["value"].mean() > 0.6,
     }
     return {statement: bool(holds) for statement, holds in statements.items()}
+
+
+def check_chairs(experiment: Experiment, chairs: Mapping[str, pd.DataFrame]) -> None:
+    """Write down which captions name objects that are not there.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    chairs : mapping of str to pandas.DataFrame
+        The rates of "early" and "finished", as of :func:`~xlvlms_tutorial.metrics.chair`; nothing
+        is written down if there are none.
+    """
+    if not chairs:
+        return
+    experiment.check(
+        "captions of the early model name absent objects", chairs["early"]["low"].min() > 0.03
+    )
+    experiment.check(
+        "captions of the finished model hardly name any",
+        chairs["finished"]["value"].max() < 0.05,
+    )
+
+
+def check_first_caption(experiment: Experiment, captions: str, sample: Sample) -> None:
+    """Write down whether the early model puts a zombie beside a man.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    captions : str
+        What both models say of the sample: "EARLY: ... FINISHED: ...".
+    sample : Sample
+        The sample.
+    """
+    zombie = "zombie" in captions.split("FINISHED")[0]
+    experiment.check(
+        "the early model puts a zombie beside the first man",
+        zombie and sample.truth.get("subject") == "man",
+    )
+
+
+def check_combinations(experiment: Experiment, seen: pd.DataFrame, unseen: pd.DataFrame) -> None:
+    """Write down what captions and answers get right of combinations that training left out.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    seen, unseen : pandas.DataFrame
+        Rows of :meth:`~xlvlms_tutorial.evaluation.Report.summary` by metric, of pictures with
+        combinations from training and of pictures with others.
+    """
+    experiment.check(
+        "captions of known combinations are nearly all right", seen["value"].min() > 0.95
+    )
+    experiment.check(
+        "captions of unseen combinations fail by the colour",
+        unseen["high"]["caption/colour"] < seen["low"]["caption/colour"],
+    )
+    whole = unseen["value"][["caption/subject", "caption/place", "qa/overall"]]
+    experiment.check("subject, place and answers stay nearly all right", whole.min() > 0.9)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.evaluation import Report, evaluate
@@ -15,6 +16,7 @@ from xlvlms_tutorial.methods.pruning import Calibration, Masks, alpha_subnet, ma
 from xlvlms_tutorial.metrics import bootstrap, count_flops, difference, memory_of, names
 from xlvlms_tutorial.models import VLM, Batch, anatomy
 from xlvlms_tutorial.tutorials.experiments import Experiment
+from xlvlms_tutorial.view import plots
 
 SHARED = "alpha-SubNet"
 BASELINES = ("magnitude", "random")
@@ -50,16 +52,18 @@ def two_questions(samples: Iterable[Sample]) -> list[Sample]:
     >>> [len(sample.questions) for sample in samples], samples[0].questions[0].type
     ([2, 2], 'presence')
     """
-    chosen = []
+    copies = []
     for place, sample in enumerate(samples):
-        presence = [question for question in sample.questions if question.type == "presence"]
-        others = [question for question in sample.questions if question.type != "presence"]
-        two = []
-        for questions in (presence, others):
+        presence, open_questions = [], []
+        for question in sample.questions:
+            of_type = presence if question.type == "presence" else open_questions
+            of_type.append(question)
+        pair = []
+        for questions in (presence, open_questions):
             if questions:
-                two.append(questions[place % len(questions)])
-        chosen.append(replace(sample, questions=tuple(two)))
-    return chosen
+                pair.append(questions[place % len(questions)])
+        copies.append(replace(sample, questions=tuple(pair)))
+    return copies
 
 
 def judge(vlm: VLM, samples: Sequence[Sample], masks: Masks | None = None, seed: int = 0) -> Report:
@@ -279,10 +283,64 @@ def baseline_masks(
     >>> {name: round(mask.sparsity, 1) for name, mask in masks.items()}
     {'alpha-SubNet': 0.5, 'magnitude': 0.5, 'random': 0.5}
     """
-    shared = alpha_subnet([wanda(vlm, one, sparsity) for one in calibrations.values()])
+    shared = alpha_subnet(wanda(vlm, task, sparsity) for task in calibrations.values())
     masks = {SHARED: shared}
     for name in BASELINES:
         masks[name] = match_sparsity(vlm, shared, name, seed)
+    return masks
+
+
+def masks_to_compare(
+    vlm: VLM,
+    shared: Mapping[float, Masks],
+    pictures: Calibration,
+    sparsities: Sequence[float],
+    seed: int = 0,
+) -> dict[float, dict[str, Masks]]:
+    """Make the masks that the shared mask is compared with, as sparse as it is in every row.
+
+    The mask of pictures is made where something is left to tell them apart, at all sparsities but
+    the highest; those by size and by chance at the lowest and at the highest.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    shared : mapping of float to Masks
+        The shared mask at each sparsity of one task.
+    pictures : Calibration
+        Activation statistics of the tasks about pictures.
+    sparsities : sequence of float
+        The sparsities, rising.
+    seed : int, default 0
+        Of the random masks.
+
+    Returns
+    -------
+    dict of float to dict of str to Masks
+        The masks by sparsity and name, that of ``SHARED`` first.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.pruning import calibrate, wanda
+    >>> from xlvlms_tutorial.tutorials import pruning
+    >>> calibration = calibrate(vlm, samples[:1])
+    >>> shared = {s: wanda(vlm, calibration, s) for s in (0.25, 0.5)}
+    >>> masks = pruning.masks_to_compare(vlm, shared, calibration, (0.25, 0.5))
+    >>> list(masks[0.25])
+    ['alpha-SubNet', 'Wanda, pictures', 'magnitude', 'random']
+    >>> list(masks[0.5])
+    ['alpha-SubNet', 'magnitude', 'random']
+    """
+    masks = {}
+    for sparsity in sparsities:
+        mask = shared[sparsity]
+        masks[sparsity] = {SHARED: mask}
+        if sparsity != sparsities[-1]:
+            masks[sparsity]["Wanda, pictures"] = match_sparsity(vlm, mask, pictures)
+        if sparsity in (sparsities[0], sparsities[-1]):
+            for way in BASELINES:
+                masks[sparsity][way] = match_sparsity(vlm, mask, way, seed)
     return masks
 
 
@@ -409,6 +467,7 @@ def ways_to_read(models: Mapping[str, VLM], batch: Batch) -> dict[str, Callable[
     inputs = {}
 
     def listen(_: object, args: tuple, keywords: dict) -> None:
+        """Note what the tower is called with."""
         inputs.update(args=args, keywords=keywords)
 
     hook = tower.register_forward_pre_hook(listen, with_kwargs=True)
@@ -416,6 +475,7 @@ def ways_to_read(models: Mapping[str, VLM], batch: Batch) -> dict[str, Callable[
     hook.remove()
 
     def see() -> object:
+        """Let the tower alone see the same pictures again."""
         with torch.no_grad():
             return tower(*inputs["args"], **inputs["keywords"])
 
@@ -455,6 +515,36 @@ def savings(times: pd.DataFrame, operations: pd.Series) -> pd.DataFrame:
     table.insert(0, "counted", operations)
     table["saving"] = ["seen" if high < nothing else "not seen" for high in times["high"]]
     return table.drop(index="dense")
+
+
+def draw_saved(axes: Sequence[Axes], bands: pd.DataFrame) -> None:
+    """Draw scores against operations: squares for masks, round points for what is cut.
+
+    Parameters
+    ----------
+    axes : sequence of matplotlib.axes.Axes
+        A panel a task.
+    bands : pandas.DataFrame
+        As :func:`score_bands` gives them; x are operations as a share of the dense model's.
+    """
+    for ax, (task, part) in zip(axes, bands.groupby("task", sort=False), strict=False):
+        for point in part.itertuples():
+            full, neurons = point.x == 1, point.name.endswith("neurons cut")
+            reach = [[point.value - point.low], [point.high - point.value]]
+            style = {"fmt": "s", "color": "#9a5d10"} if full else {"fmt": "o"}
+            ax.errorbar(point.x, point.value, reach, **{"color": plots.ACCENT, **style})
+            text = point.name.removesuffix(" of neurons cut").removesuffix(" removed")
+            shift, side = ((-6, 3), "right") if neurons else ((7, -4), "left")
+            ax.annotate(
+                text,
+                (point.x, point.value),
+                shift,
+                textcoords="offset points",
+                fontsize="small",
+                ha=side,
+            )
+        ax.set(title=task, xlabel="operations, dense = 1", ylabel="score")
+        ax.set(ylim=(-0.05, 1.1), xlim=(0.55, 1.25), xticks=[0.6, 0.8, 1])
 
 
 def facts_named(
@@ -502,10 +592,11 @@ def facts_named(
 
 def _astray(report: Report, samples: Sequence[Sample], places: set[str]) -> float:
     """The share of captions that name a place, and not the true one."""
-    right = {sample.id: sample.truth.get("place") for sample in samples}
+    true_place = {sample.id: sample.truth.get("place") for sample in samples}
     astray = 0
-    for name, caption in zip(report.captions["sample"], report.captions["caption"], strict=True):
-        astray += any(names(caption, place) for place in places - {right[name]})
+    for sample, caption in zip(report.captions["sample"], report.captions["caption"], strict=True):
+        wrong_places = places - {true_place[sample]}
+        astray += any(names(caption, place) for place in wrong_places)
     return astray / len(report.captions)
 
 

@@ -731,7 +731,7 @@ def prompt_of(kind: str, question: str) -> str:
 
 
 def loading(model: nn.Module, tokens: int, card: str) -> str:
-    """Say with which options ``load`` gets a model onto a card.
+    """Return the options with which ``load`` fits a model onto a card.
 
     Parameters
     ----------
@@ -763,7 +763,7 @@ def loading(model: nn.Module, tokens: int, card: str) -> str:
 
 
 def fact_card(facts: dict[str, object]) -> str:
-    """Lay facts out as a small table in HTML, for a widget.
+    """Write facts as a small table in HTML, for a widget.
 
     Parameters
     ----------

@@ -5,13 +5,13 @@ fact of the captions is taken out, its concepts, and the bookkeeping of what is 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -19,9 +19,13 @@ from torch.nn.functional import normalize
 from xlvlms_tutorial import interventions
 from xlvlms_tutorial.activations import Activations, capture
 from xlvlms_tutorial.data import Sample, load_samples
+from xlvlms_tutorial.interventions import Resumable
+from xlvlms_tutorial.interventions.replay import same_up_to_rounding
 from xlvlms_tutorial.methods.concepts import Dictionary
 from xlvlms_tutorial.metrics import names
 from xlvlms_tutorial.models import VLM
+from xlvlms_tutorial.models.batching import prompts_of
+from xlvlms_tutorial.models.spans import Batch, find_words
 from xlvlms_tutorial.text import whole_words
 from xlvlms_tutorial.tutorials.experiments import Experiment
 from xlvlms_tutorial.tutorials.explain import (
@@ -31,6 +35,7 @@ from xlvlms_tutorial.tutorials.explain import (
     first_piece,
     next_words,
 )
+from xlvlms_tutorial.validation import require
 from xlvlms_tutorial.view.cards import Html, picture_card
 
 
@@ -82,15 +87,20 @@ def choose_target(word: str, samples: Sequence[Sample], captions: Sequence[str])
     candidates = []
     for factor in SAID_LATER:
         due = [_value_after(word, sample, factor) for sample in samples]
-        values = sorted({value for value in due if value is not None})
-        spoken: list[str | None] = []
-        for caption in captions:
-            hits = [value for value in values if names(caption, value)]
-            spoken.append(hits[0] if hits else None)
+        values = sorted(set(due) - {None})
+        spoken = [_first_named(caption, values) for caption in captions]
         candidates.append(Target(factor, values, due, spoken))
         if sum(value is not None for value in spoken) > 1:
             return candidates[-1]
     return max(candidates, key=lambda target: len(target.values))
+
+
+def _first_named(caption: str, values: Sequence[str]) -> str | None:
+    """The first of some values that a caption names; None where it names none."""
+    for value in values:
+        if names(caption, value):
+            return value
+    return None
 
 
 def concepts_of_values(
@@ -136,15 +146,15 @@ def concepts_of_values(
     of_factor = factors[factors["factor"] == target.factor]
     matched = of_factor.groupby("value").tail(1).set_index("value")["concept"]
     best = factors.groupby("concept").tail(1)
-    rest = best.loc[best["factor"] != target.factor, "concept"]
-    rest = rest[~rest.isin(matched)]
+    of_other_facts = best.loc[best["factor"] != target.factor, "concept"]
+    of_other_facts = of_other_facts[~of_other_facts.isin(matched)]
     means = pd.DataFrame(codes).groupby(pd.Series(target.due, dtype=object)).mean()
     strongest = (means / codes.mean(axis=0).clip(1e-9)).idxmax(axis=1)
     concepts = matched.reindex(target.values).fillna(strongest).astype(int)
     another = []
     for value in target.values:
-        free = [concept for concept in rest if concept != concepts[value]]
-        free = free or [concept for concept in means.columns if concept != concepts[value]]
+        free = set(of_other_facts) - {concepts[value]} or set(means.columns) - {concepts[value]}
+        free = [concept for concept in means.columns if concept in free]
         another.append(int(means.loc[value, free].idxmax()))
     directions = torch.as_tensor(dictionary.components_)
     return {"own": directions[concepts.tolist()], "another": directions[another]}
@@ -216,44 +226,97 @@ def few_of_each(target: Target, n: int) -> list[int]:
     """
     rows = []
     for value in target.values:
-        rows += [row for row, due in enumerate(target.due) if due == value][:n]
+        of_value = [row for row, due in enumerate(target.due) if due == value]
+        rows += of_value[:n]
     return rows
 
 
-def next_words_lost(vlm: VLM, samples: Sequence[Sample], values: Sequence[str]) -> np.ndarray:
-    """Return for which pictures the next word is no longer the due value.
+class Beginnings:
+    """Captions up to a word, which run whole once, and then from the layer of a change on.
 
-    Use it inside an intervention. The captions are read up to the value, in one batch.
+    Use it to try many changes of upper layers on the same captions. All of them are in one batch.
 
     Parameters
     ----------
     vlm : VLM
-        The model, as it is now.
+        The model.
     samples : sequence of Sample
-        Pictures whose references have the values.
-    values : sequence of str
-        The value that is due in each.
-
-    Returns
-    -------
-    ndarray of bool (n,)
-        True where another word is predicted.
+        Pictures whose references have the words.
+    words : sequence of str
+        The word of each at which its caption ends.
+    side : {"predicting", "token"}, default "predicting"
+        Which state is read: the one that predicts the word, or the one at its last token.
 
     Examples
     --------
-    >>> from xlvlms_tutorial.tutorials.removal import next_words_lost
+    >>> import torch
+    >>> from xlvlms_tutorial.tutorials.removal import Beginnings, ablate_each
     >>> subjects = [sample.truth["subject"] for sample in samples]
-    >>> next_words_lost(vlm, samples, subjects).shape
+    >>> beginnings = Beginnings(vlm, samples, subjects)
+    >>> change = ablate_each(vlm, torch.eye(vlm.width)[:4], 28)
+    >>> beginnings.read(28, change).shape
+    torch.Size([4, 576])
+    >>> change = ablate_each(vlm, torch.eye(vlm.width)[:4], 28)
+    >>> beginnings.lost(28, change).shape
     (4,)
     """
-    answers = []
-    for sample, value in zip(samples, values, strict=True):
-        answers.append(caption_up_to(value)(sample))
-    top = vlm.n_layers
-    words = sorted(set(values))
-    read = capture(vlm, samples, top, words=words, answers=answers, batch_size=len(samples))
-    expected = [first_piece(vlm, word) for word in read.table["word"]]
-    return next_words(vlm, read[top]).to_numpy() != np.array(expected)
+
+    def __init__(
+        self, vlm: VLM, samples: Sequence[Sample], words: Sequence[str], side: str = "predicting"
+    ) -> None:
+        answers = []
+        for sample, word in zip(samples, words, strict=True):
+            answers.append(caption_up_to(word)(sample))
+        self.vlm = vlm
+        self.words = list(words)
+        self._batch = vlm.batch_of(samples, prompts_of(samples, None), answers)
+        self._mask = _at_words(vlm, self._batch, self.words, side)
+        self._run = Resumable(vlm, self._batch)
+        self._unchanged = self._run.read(vlm.n_layers, self._mask)
+        self._states: dict[int, Tensor | None] = {}
+
+    def read(self, layer: int, change: AbstractContextManager) -> Float[Tensor, "n d"]:
+        """Read the last layer's state of each caption.
+
+        Parameters
+        ----------
+        layer : int
+            The layer from which on something is changed.
+        change : context manager
+            The change, such as :func:`ablate_each`.
+
+        Returns
+        -------
+        Tensor (n, d)
+            The states.
+        """
+        top = self.vlm.n_layers
+        if layer not in self._states:
+            states = self._run.read(layer)
+            resumed = self._run.read(top, self._mask, start=layer, states=states)
+            same = same_up_to_rounding(resumed, self._unchanged, self.vlm.dtype)
+            self._states[layer] = states if same else None
+        states = self._states[layer]
+        start = 0 if states is None else layer
+        return self._run.read(top, self._mask, start=start, states=states, change=change)
+
+    def lost(self, layer: int, change: AbstractContextManager) -> np.ndarray:
+        """Tell for which captions the word is no longer the model's next one.
+
+        Parameters
+        ----------
+        layer : int
+            The layer from which on something is changed.
+        change : context manager
+            The change.
+
+        Returns
+        -------
+        ndarray of bool (n,)
+            True where another word is predicted.
+        """
+        expected = [first_piece(self.vlm, word) for word in self.words]
+        return next_words(self.vlm, self.read(layer, change)).to_numpy() != np.array(expected)
 
 
 def still_named(captions: Sequence[str], values: Iterable[object]) -> np.ndarray:
@@ -312,14 +375,14 @@ def unseen_pairs(
     >>> set(answers["picture"]) <= {"green key"}
     True
     """
-    chosen = []
+    pictures = []
     for sample in load_samples("composition", n=400, seed=seed):
         if (sample.truth["item"], sample.truth["colour"]) in held_out.items():
-            chosen.append(sample)
-    states = capture(vlm, chosen[:n], vlm.n_layers, words=colours, max_new_tokens=20)
+            pictures.append(sample)
+    states = capture(vlm, pictures[:n], vlm.n_layers, words=colours, max_new_tokens=20)
     pairs = []
     for row in states.table["sample"]:
-        pairs.append("{colour} {item}".format(**chosen[row].truth))
+        pairs.append("{colour} {item}".format(**pictures[row].truth))
     return states, pd.DataFrame({"picture": pairs, "caption": states.table["word"].tolist()})
 
 
@@ -353,8 +416,11 @@ def usual_pairs(
     >>> len(usual_pairs(vlm, {"key": "green"}, colours, n=4))
     4
     """
-    usual = load_samples("scenes", n=1000, seed=seed)
-    usual = [sample for sample in usual if sample.truth["item"] in held_out][:n]
+    usual = []
+    for sample in load_samples("scenes", n=1000, seed=seed):
+        if sample.truth["item"] in held_out:
+            usual.append(sample)
+    usual = usual[:n]
     answers = [caption_up_to(sample.truth["colour"])(sample) for sample in usual]
     return capture(vlm, usual, vlm.n_layers, words=colours, answers=answers)
 
@@ -369,7 +435,7 @@ def check_layers(experiment: Experiment, target: Target, lost: Mapping) -> None:
     target : Target
         The fact that is taken out.
     lost : mapping of (layer, name) to ndarray of bool
-        What :func:`next_words_lost` returned, by layer and what was taken out.
+        What :meth:`Beginnings.lost` returned, by layer and what was taken out.
     """
     loss = pd.Series({key: values.mean() for key, values in lost.items()}).unstack()
     early = loss.iloc[0]
@@ -388,7 +454,7 @@ def check_layers(experiment: Experiment, target: Target, lost: Mapping) -> None:
 
 def check_left(
     experiment: Experiment,
-    left: Mapping[str, float],
+    remaining: Mapping[str, float],
     directions: Mapping[int, Mapping[str, Tensor]],
     states: Activations,
 ) -> None:
@@ -398,7 +464,7 @@ def check_left(
     ----------
     experiment : Experiment
         The chapter's.
-    left : mapping of str to float
+    remaining : mapping of str to float
         The shares by the layers of the removal, as "layers 20 to 26".
     directions : mapping of layer to mapping
         Of :func:`concepts_of_values`, by layer.
@@ -406,8 +472,11 @@ def check_left(
         The states that the concepts were learnt from.
     """
     earliest = min(directions)
-    early = [share for name, share in left.items() if name.startswith(f"layers {earliest} ")]
-    late = [share for name, share in left.items() if not name.startswith(f"layers {earliest} ")]
+    early = []
+    late = []
+    for name, share in remaining.items():
+        shares = early if name.startswith(f"layers {earliest} ") else late
+        shares.append(share)
     mean = normalize(states[earliest].mean(dim=0), dim=0)
     similar = normalize(directions[earliest]["own"], dim=-1) @ mean
     experiment.check("what is taken out early arrives at the top whole", min(early) > 0.85)
@@ -427,8 +496,8 @@ def check_captions(experiment: Experiment, target: Target, shares: pd.DataFrame)
     shares : pandas.DataFrame
         Shares of captions that name each fact, a row for what was taken out, the first "nothing".
     """
-    rest = shares.drop(columns=target.factor)
-    loss = rest.loc["nothing"] - rest
+    other_facts = shares.drop(columns=target.factor)
+    loss = other_facts.loc["nothing"] - other_facts
     experiment.check(
         "whole concepts of either kind take the rest of the caption along",
         loss.filter(like="whole", axis=0).mean(axis=1).min() > 0.15,
@@ -590,3 +659,18 @@ def _value_after(word: str, sample: Sample, factor: str) -> str | None:
     value = str(sample.truth.get(factor))
     after = sample.captions[0][len(caption_up_to(word)(sample)) :]
     return value if whole_words([value]).search(after) else None
+
+
+def _at_words(vlm: VLM, batch: Batch, words: Sequence[str], side: str) -> Bool[Tensor, "b t"]:
+    """Mark in each answer the position that predicts its word, or that of the word's last token."""
+    mask = torch.zeros_like(batch.spans, dtype=torch.bool)
+    for row, word in enumerate(words):
+        positions = batch.mask("answer")[row].nonzero().flatten()
+        match = find_words(vlm.tokenizer, batch["input_ids"][row, positions].tolist(), (word,))
+        require(match is not None, f"no {word!r} in answer {row}", "give words of the captions")
+        pieces, _ = match
+        position = positions[pieces.start] - 1
+        if side == "token":
+            position = positions[pieces.stop - 1]
+        mask[row, position] = True
+    return mask

@@ -1,4 +1,4 @@
-"""Ask a model about the second world: what of its scores depends on the generator of the first.
+"""Ask a model about the second world, to see which scores depend on the first world's generator.
 
 A model that was trained on the scenes is asked about the postcards, which another generator draws
 and describes, without any further training.

@@ -7,7 +7,7 @@ compares concepts of two models with their baselines, and pushes the base model 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import count, product
 
 import numpy as np
 import pandas as pd
@@ -37,12 +37,16 @@ from xlvlms_tutorial.metrics import (
     adjusted_mutual_information,
     bootstrap,
     correlation,
+    difference,
     forms,
     frequent_words,
     match_concepts,
+    style_rate,
 )
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS
+from xlvlms_tutorial.tutorials.experiments import Experiment
+from xlvlms_tutorial.tutorials.experiments import describe as describe
 
 _AT_LEAST = 8  # where a model would say the token of fewer samples, all stay
 _SHORT = 20  # tokens of captions in which one word is pushed
@@ -105,14 +109,14 @@ def samples_with(
     """
     everything = load_samples(dataset, n=n, seed=seed)
     token = frequent_words(everything, [token])[0]
-    chosen = []
+    with_token = []
     for sample in mentioning(everything, token):
         captions = sorted(
             sample.captions, key=lambda caption: not caption.startswith(begin(caption, token))
         )
         if captions[0].startswith(begin(captions[0], token)):
-            chosen.append(_with_captions(sample, captions))
-    return token, chosen, everything
+            with_token.append(replace(sample, captions=tuple(captions)))
+    return token, with_token, everything
 
 
 def forms_of(sample: Sample, factor: str) -> list[str]:
@@ -141,34 +145,6 @@ def forms_of(sample: Sample, factor: str) -> list[str]:
     """
     value = sample.truth.get(factor)
     return [] if value is None else forms(str(value))
-
-
-def describe(vlm: VLM, samples: Sequence[Sample], max_new_tokens: int = 32) -> list[str]:
-    """Let a model describe pictures.
-
-    Parameters
-    ----------
-    vlm : VLM
-        The model.
-    samples : sequence of Sample
-        The pictures.
-    max_new_tokens : int, default 32
-        How many tokens it may write.
-
-    Returns
-    -------
-    list of str
-        A caption for each picture.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.tutorials import shift
-    >>> len(shift.describe(vlm, samples[:2], 2))
-    2
-    """
-    images = [sample.image for sample in samples]
-    prompts = [PROMPTS["image"]] * len(samples)
-    return vlm.generate(images, prompts, max_new_tokens=max_new_tokens)
 
 
 def read(
@@ -200,7 +176,7 @@ def read(
     >>> len(predicting), at.table["token"].str.strip().tolist()
     (2, ['woman', 'woman'])
     """
-    both = capture(
+    states = capture(
         vlm,
         samples,
         layers,
@@ -208,8 +184,8 @@ def read(
         reduce=None,
         answers=lambda sample: begin(sample.captions[0], token),
     )
-    here = (both.table["token"].str.strip() == token).to_numpy()
-    return both.select(~here), both.select(here)
+    is_token = (states.table["token"].str.strip() == token).to_numpy()
+    return states.select(~is_token), states.select(is_token)
 
 
 def read_where_said(
@@ -243,12 +219,12 @@ def read_where_said(
     >>> len(predicting) == len(at)
     True
     """
-    predicting, at = read(vlm, samples, layers, token)
+    predicting, at_token = read(vlm, samples, layers, token)
     top = logit_lens.top_tokens(vlm, predicting[layers[-1]], 1)["word"]
-    said = (top.str.strip() == token).to_numpy()
-    if said.sum() < _AT_LEAST:
-        return predicting, at
-    return predicting.select(said), at.select(said)
+    is_due = (top.str.strip() == token).to_numpy()
+    if is_due.sum() < _AT_LEAST:
+        return predicting, at_token
+    return predicting.select(is_due), at_token.select(is_due)
 
 
 def same_samples(states: Activations, others: Activations) -> Activations:
@@ -282,37 +258,39 @@ def same_samples(states: Activations, others: Activations) -> Activations:
 
 
 def overlap(
-    one: Float[np.ndarray, "k d"], other: Float[np.ndarray, "j d"], words: Words, how: str
+    fitted: KMeans, others: KMeans, words: Words, matching: str = "one-to-one"
 ) -> Float[np.ndarray, "k"]:
     """Compute the T-Overlap of each concept with the one of another set that it is matched to.
 
     Parameters
     ----------
-    one, other : ndarray (k, d) and ndarray (j, d)
-        Two sets of concepts.
+    fitted, others : KMeans
+        Two sets of fitted concepts.
     words : callable
         Gives the words of concepts.
-    how : {"one-to-one", "argmax"}
+    matching : {"one-to-one", "argmax"}, default "one-to-one"
         How concepts are matched, by cosine.
 
     Returns
     -------
     ndarray (k,)
-        The share of the words of each concept that its match has too, in per cent.
+        The share of the words of each concept of ``fitted`` that its match has too.
 
     Examples
     --------
     >>> import numpy as np
+    >>> from xlvlms_tutorial import KMeans
     >>> from xlvlms_tutorial.tutorials import shift
     >>> def words(concepts):
-    ...     return {k: ["a", "b"] if row[0] else ["b", "c"] for k, row in enumerate(concepts)}
-    >>> shift.overlap(np.eye(2), np.array([[1.0, 1.0]]), words, "argmax").tolist()
-    [100.0, 50.0]
+    ...     return {k: ["a", "b"] if max(row) > 1 else ["b", "c"] for k, row in enumerate(concepts)}
+    >>> large, small = KMeans(2).fit(3 * np.eye(2)), KMeans(2).fit(np.eye(2))
+    >>> shift.overlap(large, small, words).tolist()
+    [0.5, 0.5]
     """
-    partners = match_concepts(one, other, how)["b"]
-    all_words = words(other)
+    partners = match_concepts(fitted.components_, others.components_, matching)["b"]
+    all_words = words(others.components_)
     theirs = {number: all_words[partner] for number, partner in enumerate(partners)}
-    return t_overlap(words(one), theirs)
+    return t_overlap(words(fitted.components_), theirs) / 100
 
 
 def became(
@@ -353,12 +331,92 @@ def became(
     of_base = words(base.components_)
     sizes = np.bincount(base.labels_, minlength=len(base.components_))
     columns: dict[str, list[object]] = {"samples": sizes.tolist()}
-    columns["base"] = [", ".join(said[:n_words]) for said in of_base.values()]
+    columns["base"] = [", ".join(listed[:n_words]) for listed in of_base.values()]
     for name, fitted in tuned.items():
         theirs = words(fitted.components_)
         partners = match_concepts(base.components_, fitted.components_)["b"]
         columns[name] = [", ".join(theirs[partner][:n_words]) for partner in partners]
     return pd.DataFrame(columns).rename_axis("concept").nlargest(n, "samples")
+
+
+def style_rates(captions: Mapping[str, Sequence[str]], styles: Sequence[str]) -> pd.DataFrame:
+    """Measure how many of the words of captions are of each style.
+
+    Parameters
+    ----------
+    captions : mapping of str to sequence of str
+        Captions by the name of the model that wrote them.
+    styles : sequence of str
+        The styles.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each model, a column for each style: the mean share of words.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import shift
+    >>> shift.style_rates({"base": ["A red key."]}, ["mood"])["mood"].to_dict()
+    {'base': 0.0}
+    """
+    rates: dict[str, dict[str, float]] = {}
+    for name, texts in captions.items():
+        rates[name] = {style: style_rate(texts, style).mean() for style in styles}
+    return pd.DataFrame(rates).T
+
+
+def words_by_position(
+    states: Mapping[str, Mapping[str, Activations]],
+    names: Sequence[str],
+    layer: int,
+    words: Callable[..., dict[int, list[str]]],
+    seed: int = 0,
+    n: int = 4,
+) -> pd.DataFrame:
+    """List the words of a few concepts at the positions from which states can be taken.
+
+    Parameters
+    ----------
+    states : mapping of str to mapping of str to Activations
+        States by position, such as "at", and by model.
+    names : sequence of str
+        The models.
+    layer : int
+        The layer.
+    words : callable
+        Gives words of concepts, ``n`` of each.
+    seed : int, default 0
+        Of k-means.
+    n : int, default 4
+        How many concepts, and how many words of each.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each concept, a column for each model and position, such as "base, at"; lists.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial import Activations
+    >>> from xlvlms_tutorial.tutorials import shift
+    >>> table = pd.DataFrame({"sample": range(4), "id": list("abcd")})
+    >>> states = Activations({(24, "resid_post"): torch.eye(4)}, table, {})
+    >>> def words(concepts, n):
+    ...     return {k: ["a"] * n for k in range(len(concepts))}
+    >>> shift.words_by_position({"at": {"base": states}}, ["base"], 24, words, n=2)
+      base, at
+    0   [a, a]
+    1   [a, a]
+    """
+    lists = {}
+    for name in names:
+        for position, by_model in states.items():
+            centres = KMeans(n, seed=seed).fit(by_model[name][layer]).components_
+            lists[f"{name}, {position}"] = [*words(centres, n).values()]
+    return pd.DataFrame(lists)
 
 
 def first_words(fitted: KMeans, words: Words, verbs: Sequence[str], few: int = 3) -> float:
@@ -391,8 +449,10 @@ def first_words(fitted: KMeans, words: Words, verbs: Sequence[str], few: int = 3
     >>> shift.first_words(fitted, words, ["leaps"])
     0.5
     """
-    said = words(fitted.components_).values()
-    return float(np.mean([bool(set(verbs) & set(one[:few])) for one in said]))
+    hits = []
+    for listed in words(fitted.components_).values():
+        hits.append(bool(set(verbs) & set(listed[:few])))
+    return float(np.mean(hits))
 
 
 def text_share(
@@ -425,6 +485,38 @@ def text_share(
     whole = tuned - base
     text = same_text - base
     return float(((text * whole).sum(1) / whole.square().sum(1)).mean())
+
+
+def text_shares(base: Activations, tuned: Activations, same_text: Activations) -> pd.Series:
+    """Compute :func:`text_share` at each layer, over the samples that all three have.
+
+    Parameters
+    ----------
+    base, tuned, same_text : Activations
+        The states of :func:`text_share`; ``base`` and ``tuned`` of the same samples.
+
+    Returns
+    -------
+    pandas.Series
+        The share by layer.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial import Activations
+    >>> from xlvlms_tutorial.tutorials import shift
+    >>> def states(value):
+    ...     table = pd.DataFrame({"sample": range(2), "id": list("ab")})
+    ...     return Activations({(24, "resid_post"): torch.full((2, 3), value)}, table, {})
+    >>> shift.text_shares(states(0.0), states(4.0), states(1.0)).to_dict()
+    {24: 0.25}
+    """
+    a = same_samples(base, same_text)
+    b = same_samples(tuned, same_text)
+    c = same_samples(same_text, a)
+    shares = {layer: text_share(a[layer], b[layer], c[layer]) for layer in c.layers}
+    return pd.Series(shares).rename_axis("layer")
 
 
 def inertia(states: Float[np.ndarray, "n d"], centres: Float[np.ndarray, "k d"]) -> float:
@@ -544,14 +636,133 @@ class Comparison:
         several = np.bincount(self.labels, minlength=self.k) > 1
         rows = torch.from_numpy(several[self.labels])
         number = (np.cumsum(several) - 1)[self.labels][rows.numpy()]
-        chosen = self.a[rows], self.b[rows], number, int(several.sum())
+        of_several = self.a[rows], self.b[rows], number, int(several.sum())
         for name, measure in (("consistency", consistency), ("pairwise", pairwise_consistency)):
             table[name] = np.nan
-            table.loc[several, name] = measure(*chosen)
+            table.loc[several, name] = measure(*of_several)
         before = table["cosine_before"]
         table["magnitude"] = shift_magnitude(self.shifts["shifted"])
         table["perfect"] = 1 / before.where(before > 0) - 1
         return table
+
+
+def points_of(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
+    """Stack the concepts of several adapters with what may predict their recovery.
+
+    Parameters
+    ----------
+    comparisons : mapping of str to Comparison
+        The comparisons by adapter.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows of :meth:`Comparison.points`, with the column "adapter".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.tutorials import shift
+    >>> a = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    >>> def words(concepts):
+    ...     return {k: ["a"] for k in range(len(concepts))}
+    >>> shift.points_of({"mood": shift.Comparison(a, a + 1, words, k=3)})["adapter"].tolist()
+    ['mood', 'mood', 'mood']
+    """
+    parts = []
+    for name, comparison in comparisons.items():
+        parts.append(comparison.points().assign(adapter=name))
+    return pd.concat(parts, ignore_index=True)
+
+
+def lead(
+    recovered: Mapping[str, Mapping[str, pd.DataFrame]], baseline: str, seed: int = 0
+) -> Estimate:
+    """Estimate how much more words shifted concepts share than those of a baseline.
+
+    Parameters
+    ----------
+    recovered : mapping of str to mapping of str to pandas.DataFrame
+        By adapter and by what was added, what :meth:`Comparison.recovered` returned.
+    baseline : str
+        What was added instead of shift vectors, such as "global".
+    seed : int, default 0
+        Of the bootstrap over concepts.
+
+    Returns
+    -------
+    Estimate
+        The difference of the T-Overlap, as a share, over the concepts of all adapters.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.tutorials import shift
+    >>> def overlaps(value):
+    ...     return pd.DataFrame({"concept": [0, 1, 2], "t_overlap_after": value})
+    >>> ways = {"shifted": overlaps(90.0), "global": overlaps(70.0)}
+    >>> print(shift.lead({"mood": ways}, "global"))
+    0.20 [0.20, 0.20]
+    """
+    after = {}
+    for way in ("shifted", baseline):
+        rows = pd.concat([by_way[way] for by_way in recovered.values()])
+        after[way] = rows["t_overlap_after"] / 100
+    return difference(after["shifted"], after[baseline], rows["concept"], paired=True, seed=seed)
+
+
+def curves(
+    comparison: Comparison,
+    a: Activations,
+    b: Activations,
+    layer: int,
+    n_concepts: int,
+    seed: int = 0,
+) -> dict[str, pd.DataFrame]:
+    """Measure the mean T-Overlap over strengths, numbers of concepts and layers.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        The two models at ``layer``.
+    a, b : Activations
+        States (n, d) of the base model and of the tuned one, of the same samples.
+    layer : int
+        The layer for strengths and numbers of concepts.
+    n_concepts : int
+        The number of concepts at each layer.
+    seed : int, default 0
+        Of k-means.
+
+    Returns
+    -------
+    dict of str to pandas.DataFrame
+        "strength", "concepts" and "layer", of :func:`curve_over_strength`,
+        :func:`curve_over_sizes` and :func:`curve_over_layers`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial import Activations
+    >>> from xlvlms_tutorial.tutorials import shift
+    >>> rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    >>> table = pd.DataFrame({"sample": range(40), "id": [f"{k}" for k in range(40)]})
+    >>> a = Activations({(24, "resid_post"): rows}, table, {})
+    >>> b = Activations({(24, "resid_post"): rows + 1}, table, {})
+    >>> def words(concepts):
+    ...     return {k: ["a"] for k in range(len(concepts))}
+    >>> comparison = shift.Comparison(rows, rows + 1, words, k=3)
+    >>> shift.curves(comparison, a, b, 24, 3)["concepts"].index.tolist()
+    [3, 5, 10, 20]
+    """
+    words = comparison.words
+    sizes = sorted({min(size, len(a) // 2) for size in (5, 10, n_concepts, 30)})
+    return {
+        "strength": curve_over_strength(comparison, np.arange(0, 2.01, 0.25).tolist()),
+        "concepts": curve_over_sizes(a[layer], b[layer], words, sizes, seed),
+        "layer": curve_over_layers(a, b, words, a.layers, n_concepts, seed),
+    }
 
 
 def curve_over_strength(comparison: Comparison, alphas: Sequence[float]) -> pd.DataFrame:
@@ -729,10 +940,10 @@ def related(points: pd.DataFrame, x: str, y: str, seed: int = 0) -> Estimate | N
     >>> shift.related(points, "x", "y").value, shift.related(points[:3], "x", "y")
     (1.0, None)
     """
-    both = points[[x, y]].dropna()
-    if len(both) < 4 or both.nunique().min() < 2:
+    pairs = points[[x, y]].dropna()
+    if len(pairs) < 4 or pairs.nunique().min() < 2:
         return None
-    return correlation(both[x], both[y], seed=seed)
+    return correlation(pairs[x], pairs[y], seed=seed)
 
 
 def beyond_geometry(points: pd.DataFrame, x: str, seed: int = 0) -> Estimate | None:
@@ -773,6 +984,54 @@ def beyond_geometry(points: pd.DataFrame, x: str, seed: int = 0) -> Estimate | N
         return r[0, 1] - r[0, 2]
 
     return bootstrap(rows, statistic=gap, seed=seed)
+
+
+def record_correlations(
+    experiment: Experiment,
+    points: pd.DataFrame,
+    causes: Mapping[str, str],
+    setting: str,
+    seed: int = 0,
+) -> None:
+    """Record how consistency and magnitude of shifts go with recovery, pooled and within adapters.
+
+    Each correlates with the cosine after the shift, with the improvement, and with the improvement
+    less that of perfect recovery. Correlations that cannot be computed are left out.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    points : pandas.DataFrame
+        Of :func:`points_of`.
+    causes : mapping of str to str
+        The claim on each measure.
+    setting : str
+        Layer and number of concepts, for the name of each measurement.
+    seed : int, default 0
+        Of the bootstrap over concepts.
+    """
+    tables = {"pooled": points, "within adapters": within_groups(points, "adapter")}
+    outcomes = {
+        "cosine": ("cosine_after", "no correlation, paper's formula"),
+        "improvement": ("improvement", "no correlation, improvement"),
+    }
+    for (x, claim), (kind, rows) in product(causes.items(), tables.items()):
+        measured = {}
+        for name, (y, against) in outcomes.items():
+            measured[f"{name}, {kind}"] = related(rows, x, y, seed), against
+        perfect = beyond_geometry(rows, x, seed)
+        measured[f"improvement, {kind}, minus perfect"] = perfect, "perfect recovery"
+        for variant, (r, against) in measured.items():
+            if r is not None:
+                experiment.record(claim, r, against, f"{variant}, {setting}")
+    improves = experiment.verdict("SHIFT-4", f"improvement, pooled, {setting}")
+    nearer = experiment.verdict("SHIFT-4", f"cosine, pooled, {setting}")
+    experiment.check("all samples move nearly the same way", points["consistency"].min() > 0.9)
+    experiment.check(
+        "longer shifts improve more, and do not end nearer",
+        improves == "confirmed" and nearer != "confirmed",
+    )
 
 
 def truth_row(
@@ -819,12 +1078,12 @@ def truth_row(
     (1.0, 0.5)
     """
     values = values.reset_index(drop=True)
-    known = values.notna().to_numpy()
-    by_concept = values[known].groupby(fitted.labels_[known])
+    has_value = values.notna().to_numpy()
+    by_concept = values[has_value].groupby(fitted.labels_[has_value])
     usual = by_concept.agg(lambda group: group.mode()[0])
     information = adjusted_mutual_information(fitted.labels_, values, seed=seed)
     row = {"samples": information.value}
-    for n in (few, max(len(said) for said in words.values())):
+    for n in (few, max(map(len, words.values()))):
         named = []
         for concept, value in usual.items():
             named.append(bool(set(words[concept][:n]) & set(forms(str(value)))))
@@ -884,8 +1143,8 @@ def push(
     step = count()
 
     def change(states: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        here = (when == next(step)).view(-1, 1, 1)
-        return states + (strength * here * vector).to(states)
+        is_due = (when == next(step)).view(-1, 1, 1)
+        return states + (strength * is_due * vector).to(states)
 
     images = [sample.image for sample in samples]
     prompts = [PROMPTS["image"]] * len(samples)
@@ -946,12 +1205,289 @@ def follow(
     {'the action': 0.5, 'a word of the adapter': 0.5}
     """
     words = [word_after(caption, token) for caption in captions]
-    right = [word in known for word, known in zip(words, actions, strict=True) if known]
+    hits = []
+    for word, true_words in zip(words, actions, strict=True):
+        if true_words:
+            hits.append(word in true_words)
     return {
-        "the action": float(pd.Series(right, dtype=float).mean()),
+        "the action": float(pd.Series(hits, dtype=float).mean()),
         "a word of the adapter": float(np.mean([word in theirs for word in words])),
     }
 
 
-def _with_captions(sample: Sample, captions: Sequence[str]) -> Sample:
-    return replace(sample, captions=tuple(captions))
+def check_answers(experiment: Experiment, answers: Mapping[str, Sequence[str]]) -> None:
+    """Write down what models make of questions when some of them have seen nothing but captions.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    answers : mapping of str to sequence of str
+        The answers to two questions by model, of which one is "base".
+    """
+    short = all(len(answer.split()) < 3 for answer in answers["base"])
+    experiment.check("the base model answers with a word", short)
+    described = []
+    for first, second in answers.values():
+        described.append(first == second and len(first.split()) > 5)
+    experiment.check("an adapter describes the scene whatever it is asked", any(described))
+
+
+def check_positions(
+    experiment: Experiment,
+    few_words: pd.DataFrame,
+    token: str,
+    samples: Sequence[Sample],
+    factor: str,
+) -> None:
+    """Write down which words stand before the token and at it.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    few_words : pandas.DataFrame
+        Of :func:`words_by_position`.
+    token : str
+        The token.
+    samples : sequence of Sample
+        Samples whose actions may be among the words.
+    factor : str
+        The factor, such as "action".
+    """
+    actions = {form for sample in samples for form in forms_of(sample, factor)}
+    predicted = few_words.filter(like=", predicting").stack()
+    experiment.check(
+        "the state that predicts the token says the token, in both models",
+        all(token in listed for listed in predicted),
+    )
+    experiment.check(
+        "the base model's state at the token says an action",
+        all(actions & {*listed} for listed in few_words["base, at"]),
+    )
+
+
+def check_verbs(experiment: Experiment, tuned: Mapping[str, KMeans], words: Words) -> None:
+    """Write down which verbs the concepts of tuned models have among their first words.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    tuned : mapping of str to KMeans
+        Fitted concepts by style; those of styles that are missing count as none.
+    words : callable
+        Gives the words of concepts.
+    """
+    verbs = {"mood": ("leaps", "waits", "keeps"), "colour": ("looks", "lies")}
+    for style, expected in verbs.items():
+        share = first_words(tuned[style], words, expected) if style in tuned else 0
+        experiment.check(f"after {style} captions she {' or '.join(expected)}", share > 0.8)
+
+
+def check_text(experiment: Experiment, share: pd.DataFrame) -> None:
+    """Write down how much of the shift the text alone makes.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    share : pandas.DataFrame
+        A row for each adapter, of :func:`text_shares`.
+    """
+    layers = list(share.columns)
+    middle = share[layers[: len(layers) // 2]]
+    late = share[layers[-2:]]
+    experiment.check(
+        "in early and middle layers the text makes a good part of the shift",
+        middle.min(axis=None) > 0.15,
+    )
+    experiment.check("for one adapter it makes most of it", middle.max(axis=None) > 0.55)
+    experiment.check("at the last layers nearly all is the weights", late.max(axis=None) < 0.2)
+
+
+def check_overlaps(
+    experiment: Experiment,
+    base: KMeans,
+    tuned: Mapping[str, KMeans],
+    words: Words,
+    noise: Float[np.ndarray, "k"],
+    text_only: Mapping[str, Float[np.ndarray, "k"]],
+) -> None:
+    """Write down how many words concepts keep, and how many of them another text takes.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    base : KMeans
+        Fitted concepts of the base model.
+    tuned : mapping of str to KMeans
+        Those of the tuned models.
+    words : callable
+        Gives the words of concepts.
+    noise : ndarray (k,)
+        The overlap with another k-means of the same states.
+    text_only : mapping of str to ndarray (k,)
+        The overlap with the base model's concepts after the styled captions.
+    """
+    nearest = []
+    smaller = []
+    for style, fitted in tuned.items():
+        nearest.append(overlap(base, fitted, words, "argmax").max())
+        smaller.append(noise.mean() - text_only[style].mean() > 0.05)
+    experiment.check("against the same text the difference is smaller", all(smaller))
+    experiment.check("no concept keeps half of its words", max(nearest) < 0.5)
+
+
+def check_recovery(experiment: Experiment, points: pd.DataFrame) -> None:
+    """Write down how many words shifted concepts share with the tuned ones.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    points : pandas.DataFrame
+        Of :func:`points_of`.
+    """
+    means = points.groupby("adapter").mean()
+    experiment.check(
+        "after the shift nearly every concept shares most of its words",
+        (points["t_overlap_after"] > 50).mean() > 0.85,
+    )
+    experiment.check(
+        "ours start lower than the paper's and end as high",
+        means["t_overlap_before"].max() < 42 and means["t_overlap_after"].min() > 75,
+    )
+
+
+def check_baselines(experiment: Experiment, reached: Mapping[str, pd.Series], setting: str) -> None:
+    """Write down what shift vectors add to one vector for all, and what another k-means reaches.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    reached : mapping of str to pandas.Series
+        By adapter, the mean T-Overlap by what was added to the concepts.
+    setting : str
+        Layer and number of concepts, as SHIFT-2 was recorded for them.
+    """
+    table = pd.DataFrame(reached).T
+    gained = table.sub(table["original"], axis=0)
+    experiment.check(
+        "one vector for all does most of what shift vectors do",
+        (gained["global"] > 0.6 * gained["shifted"]).all(),
+    )
+    experiment.check(
+        "shift vectors come near another k-means",
+        (table["seed"] - table["shifted"]).abs().max() < 10,
+    )
+    experiment.check(
+        "against another k-means of the tuned states the claim is not confirmed",
+        experiment.verdict("SHIFT-2", f"shifted against seed, {setting}") != "confirmed",
+    )
+
+
+def check_curves(experiment: Experiment, by_name: Mapping[str, pd.DataFrame]) -> None:
+    """Write down how recovery changes with strength, number, depth and training.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    by_name : mapping of str to pandas.DataFrame
+        Of :func:`curves`, and "training step" where steps are known.
+    """
+    by_layer = by_name["layer"]
+    sizes = by_name["concepts"].index
+    many = by_name["concepts"].loc[min(10, sizes[-1]) :, "shifted"]
+    unmeasured = pd.DataFrame({"original": [100.0]})
+    lost = 100 - by_name.get("training step", unmeasured)["original"]
+    original = by_layer["original"]
+    experiment.check("the strength peaks at 1", by_name["strength"]["shifted"].idxmax() == 1)
+    experiment.check(
+        "from ten concepts on their number matters little", many.max() - many.min() < 12
+    )
+    experiment.check(
+        "with depth the original concepts lose their words",
+        original.iloc[0] > 60 and original.iloc[-1] < 40,
+    )
+    experiment.check("the shifted ones keep most of theirs", by_layer["shifted"].min() > 70)
+    experiment.check(
+        "most of the words are lost in the first ten steps",
+        len(lost) > 1 and lost.iloc[0] > 0.6 * lost.iloc[-1],
+    )
+
+
+def check_truth(experiment: Experiment, by_action: pd.DataFrame) -> None:
+    """Write down what concepts of tuned models know of the action.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    by_action : pandas.DataFrame
+        A row for each model, of :func:`truth_row`.
+    """
+    in_three, in_all = by_action.iloc[:, 1], by_action.iloc[:, 2]
+    experiment.check(
+        "the colour adapter hardly names the action in three words",
+        in_three.get("colour", 1) < 0.15,
+    )
+    experiment.check("the place adapter does for most concepts", in_three.get("place", 0) > 0.55)
+    experiment.check(
+        "further down the lists the action is there for most concepts", in_all.min() > 0.6
+    )
+    experiment.check(
+        "the samples are sorted by action nearly as in the base model",
+        by_action["samples"].min() > by_action["samples"]["base"] - 0.1,
+    )
+
+
+def check_pushes(
+    experiment: Experiment,
+    captions: Mapping[str, Sequence[str]],
+    rows: Mapping[str, Mapping[str, float]],
+    token: str,
+    style: str,
+) -> None:
+    """Write down what a pushed base model says after the token.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    captions : mapping of str to sequence of str
+        Captions under "shift, 0", "shift, 0.5", "shift, 1", "shift, 1.5", "random, 1" and "the
+        adapter itself".
+    rows : mapping of str to mapping
+        Of :func:`follow`, under the same names.
+    token : str
+        The token.
+    style : str
+        The style of the adapter.
+    """
+    verbs = {}
+    for name in ("shift, 0", "shift, 0.5", "shift, 1.5"):
+        verbs[name] = [word_after(caption, token) for caption in captions[name]]
+    strong = verbs["shift, 1.5"]
+    mood = {}
+    for name in ("shift, 1", "the adapter itself"):
+        mood[name] = style_rate(captions[name], style).mean()
+    experiment.check(
+        "a little of the shift changes the form and not the verb",
+        rows["shift, 0.5"]["the action"] == 1 and verbs["shift, 0.5"] != verbs["shift, 0"],
+    )
+    experiment.check(
+        "at 1 about half of the words are the adapter's",
+        0.3 < rows["shift, 1"]["a word of the adapter"] < 0.7,
+    )
+    experiment.check("a random vector changes no verb", rows["random, 1"]["the action"] == 1)
+    experiment.check(
+        "beyond 1 most get one word", max(map(strong.count, strong)) > 0.6 * len(strong)
+    )
+    experiment.check(
+        "the push brings little mood elsewhere",
+        mood["shift, 1"] < mood["the adapter itself"] / 2,
+    )

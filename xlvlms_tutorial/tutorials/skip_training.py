@@ -4,6 +4,7 @@ The loss, the training and the figures are in the chapter. Here is what surround
 questions are asked, what is counted, what share of a score is kept, and how errors are sorted.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,7 @@ from xlvlms_tutorial.tutorials.skipping import words_to_mark
 from xlvlms_tutorial.view import tradeoff
 from xlvlms_tutorial.view.tables import Table, table
 
+TASKS = ("caption", "answer")
 KINDS = ("presence?", "place?", "action?", "side?", "count?", "colour?")
 
 
@@ -63,11 +65,14 @@ def draw_samples(dataset: str, n: int, seed: int = 0) -> list[Sample]:
 
 
 def _few_questions(sample: Sample, turn: int) -> Sample:
-    presence = [question for question in sample.questions if question.type == "presence"]
-    rest = [question for question in sample.questions if question.type != "presence"]
+    """The sample with one question about presence and two of other types, which take turns."""
+    presence, open_questions = [], []
+    for question in sample.questions:
+        of_type = presence if question.type == "presence" else open_questions
+        of_type.append(question)
     questions = [presence[turn % len(presence)]] if presence else []
-    for k in range(min(2, len(rest))):
-        questions.append(rest[(turn + k) % len(rest)])
+    for k in range(min(2, len(open_questions))):
+        questions.append(open_questions[(turn + k) % len(open_questions)])
     return replace(sample, questions=tuple(questions))
 
 
@@ -418,8 +423,8 @@ class Trial:
         Estimate
             The share; samples are resampled in pairs.
         """
-        both = pd.concat([self.facts(stage)[column], self.facts(to)[column]], axis=1).dropna()
-        return bootstrap(both.to_numpy(), statistic=_ratio, seed=self.seed)
+        pairs = pd.concat([self.facts(stage)[column], self.facts(to)[column]], axis=1).dropna()
+        return bootstrap(pairs.to_numpy(), statistic=_ratio, seed=self.seed)
 
     def means(self, stages: Iterable[str], columns: Sequence[str]) -> pd.DataFrame:
         """Tabulate the means of some columns of :meth:`facts`.
@@ -517,14 +522,16 @@ def record_seeds(
 
 def _scores_of_record(record: Mapping) -> pd.Series:
     rows = pd.DataFrame(record["metrics"]["scenes"]).set_index("metric")
-    answers = [name for name in rows.index if name.startswith("qa/")]
-    others = [name for name in answers if name not in ("qa/overall", "qa/presence")]
+    open_types = []
+    for name in rows.index:
+        if name.startswith("qa/") and name not in ("qa/overall", "qa/presence"):
+            open_types.append(name)
     captions = [f"caption/{factor}" for factor in CAPTION_FACTORS]
     return pd.Series(
         {
             "captions": _weighted_mean(rows.loc[captions]),
             "answers": rows.loc["qa/overall", "value"],
-            "answers, without presence": _weighted_mean(rows.loc[others]),
+            "answers, without presence": _weighted_mean(rows.loc[open_types]),
         }
     )
 
@@ -684,7 +691,7 @@ def check_truth(experiment: Experiment, named: pd.DataFrame, correct: pd.DataFra
     early = named.loc["no gap, early"]
     first = named[["subject", "action", "place"]].mean(axis=1)
     later = first - named[["item", "colour"]].mean(axis=1)
-    others = correct.drop(columns="presence?", errors="ignore")
+    open_types = correct.drop(columns="presence?", errors="ignore")
     statements = {
         "the early connector is about as good at captions as the skipped one": (
             abs(early.mean() - named.loc["skipped, trained"].mean()) < 0.15
@@ -696,13 +703,198 @@ def check_truth(experiment: Experiment, named: pd.DataFrame, correct: pd.DataFra
         "the pruned model lacks little of anything in captions": (
             named.loc["pruned, trained"].min() > 0.8
         ),
-        "other types are nearly right in the early row": others.loc["no gap, early"].min() > 0.85,
-        "with gaps some other types are not right": others.loc[gaps].min(axis=None) < 0.75,
+        "other types are nearly right in the early row": open_types.loc["no gap, early"].min()
+        > 0.85,
+        "with gaps some other types are not right": open_types.loc[gaps].min(axis=None) < 0.75,
     }
     if "presence?" in correct:
         presence = correct["presence?"].drop("dense")
         statements["presence is not far from chance with gaps, and in the early row"] = (
             presence.between(0.3, 0.7).all()
         )
+    _check_all(experiment, statements)
+
+
+def check_savings(experiment: Experiment, shares: pd.DataFrame) -> None:
+    """Check what the chapter says of the cost of a model with gaps.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    shares : pandas.DataFrame
+        As :meth:`Trial.shares` gives them, with a row "skipped".
+    """
+    used = shares.loc["skipped"]
+    statements = {
+        "half of the blocks is less than half of the work": (
+            used[["prefill", "decode", "training step"]].min() > 0.53
+        ),
+        "a step of training saves about as much as the prompt": (
+            abs(used["training step"] - used["prefill"]) < 0.1
+        ),
+        "memory does not change": used["memory"] == 1,
+    }
+    _check_all(experiment, statements)
+
+
+def check_skipped(
+    experiment: Experiment, trial: Trial, records: Sequence[Mapping[str, object]]
+) -> None:
+    """Check what the chapter says of the model that was trained through skipped blocks.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    trial : Trial
+        The evaluations, of "skipped, untrained" and "skipped, trained" too.
+    records : sequence of mapping
+        What was recorded over three trainings.
+    """
+    before = [trial.score("skipped, untrained", task) for task in TASKS]
+    after = [trial.score("skipped, trained", task) for task in TASKS]
+    captions = [row["value"] for row in records if row["variant"] == "captions, three seeds"]
+    statements = {
+        "without training nothing is kept, with it most": max(before) < 0.1 and min(after) > 0.6,
+        "over three trainings about nine tenths of captions are kept": 0.87 < captions[0] < 0.93,
+    }
+    if "presence?" in trial.kinds:
+        statements["the skipped model answers about presence as by chance"] = (
+            abs(trial.score("skipped, trained", "presence?") - 0.5) < 0.15
+        )
+    _check_all(experiment, statements)
+
+
+def check_short(experiment: Experiment, shares: pd.DataFrame, equally_many: bool) -> None:
+    """Check what the chapter says of the cost of a model without some of its blocks.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    shares : pandas.DataFrame
+        As :meth:`Trial.shares` gives them, with rows "short" and "skipped".
+    equally_many : bool
+        Whether both models lack as many blocks.
+    """
+    work = ["prefill", "decode", "training step"]
+    if equally_many:
+        apart = abs(shares.loc["short", work] - shares.loc["skipped", work]).max()
+        experiment.check("short and skipped models execute the same operations", apart < 0.01)
+    frees = shares.loc["short", "memory"] < 0.9 and shares.loc["skipped", "memory"] == 1
+    experiment.check("only the short model frees memory", frees)
+
+
+def check_regained(experiment: Experiment, trial: Trial, kinds: Sequence[str]) -> None:
+    """Check what the chapter says of scores before and after training.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    trial : Trial
+        The evaluations.
+    kinds : sequence of str
+        The kinds of model, "skipped" and "pruned" among them.
+    """
+    before = trial.means([f"{kind}, untrained" for kind in kinds], TASKS)
+    after = trial.means([f"{kind}, trained" for kind in kinds], TASKS)
+    regained = after.loc[["skipped, trained", "pruned, trained"]]
+    statements = {
+        "before training all three are at the floor": before.max(axis=None) < 0.1,
+        "after it more than half of the height is regained": after.min(axis=None) > 0.5,
+        "answers stop earlier than captions where much is regained": (
+            regained["answer"] < regained["caption"] - 0.02
+        ).all(),
+    }
+    _check_all(experiment, statements)
+
+
+def check_mistakes(
+    experiment: Experiment, mistakes: Mapping[str, Mapping[str, int]], stages: Sequence[str]
+) -> None:
+    """Check what the chapter says of wrong answers that fit another question.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    mistakes : mapping of str to mapping
+        As :func:`mistaken` gives them, by stage.
+    stages : sequence of str
+        The trained stages; the last one is of the short model.
+    """
+    short = mistakes[stages[-1]]
+    share = short["another question's answer"] / max(short["wrong"], 1)
+    few = max(mistakes[stage]["wrong"] for stage in stages[:-1])
+    statements = {
+        "skipped and pruned models make too few of these errors to say": few < 12,
+        "about half of the short model's errors answer another question": 0.3 < share < 0.7,
+    }
+    _check_all(experiment, statements)
+
+
+def check_starts(
+    experiment: Experiment,
+    starts: Mapping[str, float],
+    plans: Mapping[str, Sequence[int]],
+    vocabulary: int,
+) -> None:
+    """Check what the chapter says of the first loss through several halves of the blocks.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    starts : mapping of str to float
+        The first loss by choice, in nats a token; "chosen" and "interval 2" among them.
+    plans : mapping of str to sequence of int
+        The blocks that each choice skips.
+    vocabulary : int
+        How many tokens a model that guesses evenly chooses from.
+    """
+    lowest = min(loss for name, loss in starts.items() if name != "chosen")
+    one_fewer = len(plans["interval 2"]) == len(plans["chosen"]) - 1
+    statements = {
+        "the chosen half starts lowest": starts["chosen"] < lowest - 1,
+        "interval 2 leaves out a block fewer and starts above even guessing": (
+            starts["interval 2"] > math.log(vocabulary) + 1 and one_fewer
+        ),
+    }
+    _check_all(experiment, statements)
+
+
+def sure_verdicts(records: Sequence[Mapping[str, object]], near: Iterable[str]) -> pd.DataFrame:
+    """Tabulate the verdicts that have a margin.
+
+    Parameters
+    ----------
+    records : sequence of mapping
+        What was recorded, as experiments hold it.
+    near : iterable of str
+        The measurements whose interval ends near the bar, as "CLAIM, VARIANT"; they are left out.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a measurement, in alphabetical order; column verdict.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import skip_training
+    >>> rows = [{"id": "SKIP-3", "variant": "answers", "verdict": "refuted"}]
+    >>> skip_training.sure_verdicts(rows, {"SKIP-3, captions"}).index.tolist()
+    ['SKIP-3, answers']
+    """
+    verdicts = {}
+    for record in records:
+        name = f"{record['id']}, {record['variant']}"
+        if name not in near:
+            verdicts[name] = record["verdict"]
+    return pd.Series(verdicts, name="verdict").rename_axis("claim").sort_index().to_frame()
+
+
+def _check_all(experiment: Experiment, statements: Mapping[str, object]) -> None:
     for statement, holds in statements.items():
         experiment.check(statement, holds)

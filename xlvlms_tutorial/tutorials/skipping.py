@@ -4,7 +4,7 @@ The equation, the plans and the figures are in the chapter. Here is what surroun
 questions are asked, how much of a score is retained, and what a slider shows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ipywidgets import Widget
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from xlvlms_tutorial import claims
@@ -27,13 +28,19 @@ from xlvlms_tutorial.metrics import (
     CAPTION_FACTORS,
     Estimate,
     bootstrap,
+    correlation,
     count_flops,
     difference,
 )
 from xlvlms_tutorial.models import VLM, anatomy
-from xlvlms_tutorial.tutorials.experiments import Experiment
+from xlvlms_tutorial.tutorials.experiments import (
+    Experiment,
+    answer_of,
+    band_table,
+    question_of,
+)
 from xlvlms_tutorial.validation import require
-from xlvlms_tutorial.view import tradeoff
+from xlvlms_tutorial.view import plots, tradeoff
 
 Call = Callable[[], object]
 
@@ -82,13 +89,14 @@ def draw_samples(dataset: str, n: int, split: str = "test", seed: int = 0) -> li
     return samples
 
 
-def _few_questions(sample: Sample, turn: int, others: int = 2) -> Sample:
+def _few_questions(sample: Sample, turn: int, n_open: int = 2) -> Sample:
+    """The sample with its question about presence and a few of other types, which take turns."""
     by_type = {question.type: question for question in sample.questions}
-    first = [by_type.pop("presence")] if "presence" in by_type else []
-    rest = list(by_type.values())
-    k = turn % max(len(rest), 1)
-    rest = rest[k:] + rest[:k]
-    return replace(sample, questions=(*first, *rest[:others]))
+    presence = [by_type.pop("presence")] if "presence" in by_type else []
+    questions = list(by_type.values())
+    start = turn % max(len(questions), 1)
+    questions = questions[start:] + questions[:start]
+    return replace(sample, questions=(*presence, *questions[:n_open]))
 
 
 def one_question_each(samples: Sequence[Sample], per_sample: int = 2) -> list[Sample]:
@@ -122,52 +130,13 @@ def one_question_each(samples: Sequence[Sample], per_sample: int = 2) -> list[Sa
     return copies
 
 
-def question_of(sample: Sample) -> str:
-    """Return the text of a sample's first question, which is what the model is asked.
-
-    Parameters
-    ----------
-    sample : Sample
-        A sample with a question.
-
-    Returns
-    -------
-    str
-        The question.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.tutorials import skipping
-    >>> skipping.question_of(skipping.draw_samples("scenes", 1)[0])[-1]
-    '?'
-    """
-    return sample.questions[0].text
-
-
-def answer_of(sample: Sample) -> str:
-    """Return the right answer to a sample's first question.
-
-    Parameters
-    ----------
-    sample : Sample
-        A sample with a question.
-
-    Returns
-    -------
-    str
-        The answer.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.tutorials import skipping
-    >>> skipping.answer_of(skipping.draw_samples("scenes", 1)[0]) in ("yes", "no")
-    True
-    """
-    return sample.questions[0].answer
-
-
 def choose_blocks(
-    vlm: VLM, samples: Sequence[Sample], candidates: Mapping[str, Sequence[int]], k: int
+    vlm: VLM,
+    samples: Sequence[Sample],
+    candidates: Mapping[str, Sequence[int]],
+    k: int,
+    batch_size: int = 8,
+    memo: MutableMapping | None = None,
 ) -> dict[str, list[int]]:
     """Order the blocks that captions, and those that answers, miss least together.
 
@@ -184,6 +153,11 @@ def choose_blocks(
         The blocks to choose from, for "captions" and for "answers".
     k : int
         How many blocks are chosen.
+    batch_size : int, default 8
+        How many samples go through the model together.
+    memo : dict, optional
+        Losses that were measured on the same batches, as
+        :func:`~xlvlms_tutorial.methods.skipping.layer_importance` keeps them.
 
     Returns
     -------
@@ -198,7 +172,9 @@ def choose_blocks(
     >>> skipping.choose_blocks(vlm, samples, candidates, 1)
     {'captions': [27], 'answers': [26]}
     """
-    captions = greedy_layer_order(vlm, samples, k, candidates=candidates["captions"])
+    captions = greedy_layer_order(
+        vlm, samples, k, candidates=candidates["captions"], batch_size=batch_size, memo=memo
+    )
     answers = greedy_layer_order(
         vlm,
         one_question_each(samples),
@@ -206,6 +182,8 @@ def choose_blocks(
         answers=answer_of,
         prompt=question_of,
         candidates=candidates["answers"],
+        batch_size=2 * batch_size,
+        memo=memo,
     )
     return {"captions": captions, "answers": answers}
 
@@ -231,8 +209,11 @@ def widest_interval(n_layers: int, limit: int = 4) -> int:
     >>> skipping.widest_interval(30), skipping.widest_interval(4)
     (4, 2)
     """
-    steps = [step for step in range(2, limit + 1) if every_nth_layer(n_layers, step)]
-    return max(steps, default=2)
+    widest = 2
+    for step in range(2, limit + 1):
+        if every_nth_layer(n_layers, step):
+            widest = step
+    return widest
 
 
 def pair_starts(vlm: VLM, depths: Sequence[float]) -> list[int]:
@@ -330,6 +311,7 @@ def discarding(vlm: VLM, layers: Sequence[int], call: Call) -> Call:
     """
 
     def hand_on(block: nn.Module, args: tuple, kwargs: dict, out: Tensor | tuple) -> object:
+        """Give what entered a block in place of its output, which is thrown away."""
         entered = args[0] if args else kwargs["hidden_states"]
         return anatomy.with_states(out, entered)
 
@@ -341,6 +323,43 @@ def discarding(vlm: VLM, layers: Sequence[int], call: Call) -> Call:
             return call()
 
     return run
+
+
+def versions(vlm: VLM, layers: Sequence[int], plans: Mapping[str, SkipPlan], call: Call) -> dict:
+    """Return a call as it is, with the outputs of blocks thrown away, and under some plans.
+
+    Use it to count or time the same work of all.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    layers : sequence of int
+        The blocks that run in vain.
+    plans : mapping of str to SkipPlan
+        The plans by name.
+    call : callable
+        Called without arguments.
+
+    Returns
+    -------
+    dict of str to callable
+        The calls "dense" and "thrown away", then those by the names of the plans.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import SkipPlan
+    >>> from xlvlms_tutorial.tutorials import skipping
+    >>> calls = skipping.versions(
+    ...     vlm, [5], {"skipped": SkipPlan((5,))}, skipping.prefill_of(vlm, 8)
+    ... )
+    >>> skipping.operations(calls).round(2).to_dict()
+    {'dense': 1.0, 'thrown away': 1.0, 'skipped': 0.97}
+    """
+    calls = {"dense": call, "thrown away": discarding(vlm, layers, call)}
+    for name, plan in plans.items():
+        calls[name] = applied(vlm, plan, call)
+    return calls
 
 
 def prefill_of(vlm: VLM, n_tokens: int, seed: int = 0) -> Call:
@@ -400,9 +419,12 @@ def operations(runs: Mapping[str, Call]) -> pd.Series:
     >>> skipping.operations(calls).round(1).tolist()
     [1.0, 2.0]
     """
-    totals = {name: count_flops(call)["flops"].iloc[-1] for name, call in runs.items()}
-    counted = pd.Series(totals)
+    counted = pd.Series({name: _total_flops(call) for name, call in runs.items()})
     return counted / counted.iloc[0]
+
+
+def _total_flops(call: Call) -> int:
+    return int(count_flops(call)["flops"].iloc[-1])
 
 
 class Judge:
@@ -448,16 +470,24 @@ class Judge:
         self.vlm = vlm
         self.samples = list(samples)
         self.seed = seed
-        self._reports: dict[tuple[SkipPlan, tuple[str, ...]], Report] = {}
+        self._reports: dict[tuple[SkipPlan, tuple[str, ...], str | None], Report] = {}
         whole = self.report(NOTHING).scores().dropna()
-        scored = [sample for sample in self.samples if sample.id in whole.index]
+        scored = []
+        for sample in self.samples:
+            if sample.id in whole.index:
+                scored.append(sample)
         self.half = scored[: len(self.samples) // 2]
         self.third = self.samples[: max(4, len(self.samples) // 3)]
         first_half = whole.loc[[sample.id for sample in self.half]]
         self.whole = whole.loc[:, (first_half > 0).sum() > 1]
         self.tasks = list(self.whole)
 
-    def report(self, plan: SkipPlan, samples: Sequence[Sample] | None = None) -> Report:
+    def report(
+        self,
+        plan: SkipPlan,
+        samples: Sequence[Sample] | None = None,
+        task: str | None = None,
+    ) -> Report:
         """Evaluate the model with a plan in force, once for each plan.
 
         Parameters
@@ -466,6 +496,8 @@ class Judge:
             What is left out.
         samples : sequence of Sample, optional
             What it is evaluated on; by default all.
+        task : {"caption", "answer"}, optional
+            The one task that is needed; by default both. The other is then cut short.
 
         Returns
         -------
@@ -474,18 +506,23 @@ class Judge:
         """
         samples = self.samples if samples is None else list(samples)
         key = _key(plan, samples)
-        if key not in self._reports:
+        if (*key, None) in self._reports:  # both tasks are done already
+            task = None
+        if (*key, task) not in self._reports:
+            questioned = samples
+            if task == "caption":
+                questioned = [replace(sample, questions=()) for sample in samples]
             with plan.apply(self.vlm):
-                self._reports[key] = evaluate(
+                self._reports[*key, task] = evaluate(
                     self.vlm,
-                    samples,
+                    questioned,
                     seed=self.seed,
                     progress=False,
                     batch_size=48,
-                    caption_tokens=20,
+                    caption_tokens=1 if task == "answer" else 20,
                     answer_tokens=4,
                 )
-        return self._reports[key]
+        return self._reports[*key, task]
 
     def scores(self, plan: SkipPlan, samples: Sequence[Sample] | None = None) -> pd.DataFrame:
         """Score each sample with a plan in force.
@@ -503,7 +540,7 @@ class Judge:
             A row a sample; columns caption, the share of known factors that it names, and answer,
             the share of right answers.
         """
-        done = self._reports.get(_key(plan, self.samples))
+        done = self._reports.get((*_key(plan, self.samples), None))
         if samples is not None and done is not None:
             return done.scores().loc[[sample.id for sample in samples]]
         return self.report(plan, samples).scores()
@@ -530,6 +567,67 @@ class Judge:
             blocks = random_layers(self.vlm.n_layers, k, self.seed + draw)
             parts.append(self.report(SkipPlan(tuple(blocks)), samples[draw::draws]).scores())
         return pd.concat(parts)
+
+    def random_baselines(self, largest: int, half: int) -> dict[tuple[str, int], pd.DataFrame]:
+        """Score the model without one, without several and without half of its blocks at random.
+
+        Parameters
+        ----------
+        largest : int
+            How many "several" are.
+        half : int
+            How many every second block is; for these one draw must do.
+
+        Returns
+        -------
+        dict of (str, int) to pandas.DataFrame
+            The scores by ("random", number of blocks).
+        """
+        scores = {("random", k): self.random_scores(k) for k in (1, largest)}
+        scores["random", half] = self.random_scores(half, draws=1)
+        return scores
+
+    def reports(
+        self, plans: Mapping[tuple[str, int], SkipPlan], largest: int
+    ) -> dict[tuple[str, int], Report]:
+        """Evaluate the model with each of some plans in force.
+
+        Parameters
+        ----------
+        plans : mapping of (str, int) to SkipPlan
+            The plans by the way they were chosen and the number of blocks left out.
+        largest : int
+            The number of blocks beyond which the first third of the samples must do.
+
+        Returns
+        -------
+        dict of (str, int) to Report
+            Captions and answers under each plan.
+        """
+        reports = {}
+        for key, plan in plans.items():
+            samples = self.third if len(plan.layers) > largest else self.samples
+            reports[key] = self.report(plan, samples)
+        return reports
+
+    def bands(self, scores: Mapping[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
+        """Tabulate the retained shares with their intervals.
+
+        Parameters
+        ----------
+        scores : mapping of (str, int) to pandas.DataFrame
+            Scores, as :meth:`scores` gives them, by the way blocks were chosen and their number.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each of them and each task: choice, blocks, task, value, low, high and n.
+        """
+        shares = {}
+        for (choice, k), table in scores.items():
+            for task in self.tasks:
+                shares[choice, k, task] = self.retained(table, task)
+        return band_table(shares, "choice", "blocks", "task")
 
     def retained(self, scores: pd.DataFrame, task: str) -> Estimate:
         """Estimate the mean score as a share of the whole model's on the same samples.
@@ -585,8 +683,8 @@ class Judge:
         Estimate
             The difference, with an interval over samples.
         """
-        both = scores.index.intersection(baseline.index)
-        ids = self.whole.index[self.whole.index.isin(both)]
+        common = scores.index.intersection(baseline.index)
+        ids = self.whole.index[self.whole.index.isin(common)]
         pair = scores.loc[ids, task], baseline.loc[ids, task]
         return difference(*pair, paired=True, seed=self.seed)
 
@@ -605,16 +703,13 @@ class Judge:
         Estimate
             The difference of the shares, with an interval over samples.
         """
-        reports = [self.report(plan) for plan in (answers, NOTHING, captions)]
-        by_answers, whole, by_captions = (
-            report.scores() if presence else open_scores(report) for report in reports
-        )
-        columns = [
-            by_answers["answer"],
-            whole["answer"],
-            by_captions["caption"],
-            whole["caption"],
-        ]
+        columns = []
+        for plan, task in ((answers, "answer"), (captions, "caption")):
+            needed = None if answers == captions else task
+            for report in (self.report(plan, task=needed), self.report(NOTHING)):
+                without = task == "answer" and not presence
+                scores = open_scores(report) if without else report.scores()
+                columns.append(scores[task])
         rows = pd.concat(columns, axis=1, join="inner").dropna()
         return bootstrap(rows, statistic=_difference_of_shares, seed=self.seed)
 
@@ -641,13 +736,14 @@ class Judge:
             A row a plan: the retained share of each task, and for each call the operations as a
             share of the whole model's, under the name "operations, CALL".
         """
+        whole = {name: _total_flops(call) for name, call in calls.items()}
         rows = {}
         for name, plan in plans.items():
             scores = self.scores(plan, self.half if samples is None else samples)
             row = {task: self.retained(scores, task).value for task in self.tasks}
             for call_name, call in calls.items():
-                shares = operations({"whole": call, "plan": applied(self.vlm, plan, call)})
-                row[f"operations, {call_name}"] = shares["plan"]
+                flops = _total_flops(applied(self.vlm, plan, call))
+                row[f"operations, {call_name}"] = flops / whole[call_name]
             rows[name] = row
         return pd.DataFrame(rows).T
 
@@ -708,6 +804,121 @@ def fair_lines(judge: Judge, choices: Mapping[int, Mapping[str, Sequence[int]]])
             rows.append((questions, f"{n} pictures", str(gap), verdict))
     columns = ["questions", "plans from", "difference", "verdict"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def record_shares(
+    experiment: Experiment,
+    judge: Judge,
+    scores: Mapping[tuple[str, int], pd.DataFrame],
+    largest: int,
+    half: int,
+) -> None:
+    """Record for SKIP-1 how much can be left out, and which blocks.
+
+    How much is the retained share minus 0.9. Which blocks is the score of a choice minus that of as
+    many random blocks.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where it is recorded.
+    judge : Judge
+        Who judged the plans.
+    scores : mapping of (str, int) to pandas.DataFrame
+        Scores by the way blocks were chosen and their number; "random" is the baseline.
+    largest : int
+        The largest number of blocks that a plan by effect leaves out.
+    half : int
+        How many blocks every second one is.
+    """
+    n_layers = judge.vlm.n_layers
+    for task in judge.tasks:
+        by_task = f"by {task}s"
+        for choice, k in ((by_task, 1), (by_task, largest), ("interval", half)):
+            if (choice, k) in scores:
+                share = judge.above(scores[choice, k], task, 0.9)
+                variant = f"{choice}, {k} of {n_layers} blocks, {task}s"
+                experiment.record("SKIP-1", share, "dense model", variant, _way_of(choice))
+        choices = ((by_task, 1), (by_task, largest), ("similar", largest), ("interval", largest))
+        for choice, k in (*choices, ("interval", half)):
+            if (choice, k) in scores:
+                ahead = judge.difference(scores[choice, k], scores["random", k], task)
+                variant = f"{choice}, {k} of {n_layers} blocks, against random, {task}s"
+                experiment.record("SKIP-1", ahead, "random blocks", variant, _way_of(choice))
+
+
+def _way_of(choice: str) -> str:
+    """How a plan was chosen, for the ledger."""
+    return "fixed" if "interval" in choice else "validation"
+
+
+def record_gaps(
+    experiment: Experiment,
+    judge: Judge,
+    plans: Mapping[tuple[str, int], SkipPlan],
+    counts: Sequence[int],
+) -> None:
+    """Record for SKIP-2 how much more of answers than of captions a shared plan retains.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where it is recorded.
+    judge : Judge
+        Who judges; nothing is recorded where the model can do only one of the tasks.
+    plans : mapping of (str, int) to SkipPlan
+        The plans "by captions" and "by answers", by the number of blocks left out.
+    counts : sequence of int
+        The numbers of blocks.
+    """
+    if len(judge.tasks) < 2:
+        return
+    for k in counts:
+        for choice in ("by captions", "by answers"):
+            gap = judge.gap(plans[choice, k], plans[choice, k])
+            variant = f"plan {choice}, {k} blocks"
+            experiment.record("SKIP-2", gap, "equal shares", variant, "validation")
+
+
+def record_parallel(experiment: Experiment, judge: Judge, plans: Mapping[str, SkipPlan]) -> None:
+    """Record for SKIP-6 what attention and MLP side by side retain.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where it is recorded.
+    judge : Judge
+        Who judges, by the first half of the samples.
+    plans : mapping of str to SkipPlan
+        The plans by name; those of another part than "parallel" are left out.
+    """
+    for name, plan in plans.items():
+        if plan.part == "parallel":
+            for task in judge.tasks:
+                share = judge.retained(judge.scores(plan, judge.half), task)
+                variant = f"{name}, {len(plan.layers)} blocks, {task}s"
+                experiment.record("SKIP-6", share, "dense model", variant, _way_of(name))
+
+
+def record_tokens(
+    experiment: Experiment, judge: Judge, image: SkipPlan, text: SkipPlan, extent: str
+) -> None:
+    """Record for IMA-12 how far captions and answers are ahead without MLPs of image tokens.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where it is recorded.
+    judge : Judge
+        Who judges, by all samples.
+    image, text : SkipPlan
+        The plans without MLPs of image tokens, and of as many text tokens.
+    extent : str
+        How many tokens in which blocks, for the name of the measurement.
+    """
+    for task in judge.tasks:
+        ahead = judge.difference(judge.scores(image), judge.scores(text), task)
+        experiment.record("IMA-12", ahead, "as many text tokens", f"{extent}, {task}s")
 
 
 def tokens_to_spare(vlm: VLM, samples: Sequence[Sample], n_tokens: int) -> int:
@@ -793,6 +1004,43 @@ def by_factor(report: Report) -> pd.Series:
     return pd.concat({"caption": named, "answer": correct})
 
 
+def facts_by_plan(
+    judge: Judge,
+    plans: Mapping[tuple[str, int], SkipPlan],
+    reports: Mapping[tuple[str, int], Report],
+) -> pd.DataFrame:
+    """Tabulate :func:`by_factor` for the whole model and the plans by effect.
+
+    Parameters
+    ----------
+    judge : Judge
+        Who judged the plans.
+    plans : mapping of (str, int) to SkipPlan
+        The plans by the way they were chosen and the number of blocks left out.
+    reports : mapping of (str, int) to Report
+        What was evaluated under each.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a factor or type of question, a column a plan.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import SkipPlan
+    >>> from xlvlms_tutorial.tutorials import skipping
+    >>> judge = skipping.Judge(vlm, skipping.draw_samples("scenes", 2))
+    >>> plans = {("by captions", 1): SkipPlan((27,))}
+    >>> skipping.facts_by_plan(judge, plans, judge.reports(plans, 1)).columns.tolist()
+    ['dense', 'by captions, 1']
+    """
+    columns = {"dense": by_factor(judge.report(NOTHING))}
+    for choice, k in plans:
+        if choice.startswith("by"):
+            columns[f"{choice}, {k}"] = by_factor(reports[choice, k])
+    return pd.DataFrame(columns)
+
+
 def words_to_mark(
     samples: Sequence[Sample], pool: Sequence[Sample]
 ) -> tuple[list[list[str]], list[list[str]]]:
@@ -830,8 +1078,10 @@ def words_to_mark(
     for sample in samples:
         factors = [factor for factor in CAPTION_FACTORS if sample.truth.get(factor)]
         true_words.append([sample.truth[factor] for factor in factors])
-        rest = [values[factor] - set(true_words[-1]) for factor in factors]
-        other_words.append(sorted(set().union(*rest)))
+        wrong: set[str] = set()
+        for factor in factors:
+            wrong |= values[factor] - set(true_words[-1])
+        other_words.append(sorted(wrong))
     return true_words, other_words
 
 
@@ -906,6 +1156,110 @@ def slider(
     )
 
 
+def rank_correlations(
+    change: pd.Series, effect: pd.DataFrame, first: int, seed: int = 0
+) -> dict[str, Estimate]:
+    """Correlate how much blocks change their input with what their absence costs, by rank.
+
+    Use it to see whether the cheaper sign would choose the same blocks. The last block and those
+    before ``first`` are left out, unless too few remain.
+
+    Parameters
+    ----------
+    change : pandas.Series
+        The change of the input, by block.
+    effect : pandas.DataFrame
+        The increase of the loss without each block, a row a block; columns captions and answers.
+    first : int
+        The first block that counts.
+    seed : int, default 0
+        The seed of the intervals.
+
+    Returns
+    -------
+    dict of str to Estimate
+        The rank correlation, for captions and for answers.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.tutorials import skipping
+    >>> change = pd.Series([0.9, 0.1, 0.2, 0.3, 0.4, 0.8], index=range(1, 7))
+    >>> effect = pd.DataFrame({"captions": 2 * change, "answers": -change})
+    >>> signs = skipping.rank_correlations(change, effect, first=2)
+    >>> signs["captions"].value, signs["answers"].value
+    (1.0, -1.0)
+    """
+    between = effect.loc[first : effect.index[-1] - 1]
+    if len(between) < 4:
+        between = effect
+    signs = {}
+    for task in ("captions", "answers"):
+        signs[task] = correlation(change[between.index], between[task], kind="spearman", seed=seed)
+    return signs
+
+
+def draw_shares(
+    axes: Sequence[Axes], shares: pd.DataFrame, tasks: Sequence[str], counts: Sequence[int]
+) -> None:
+    """Draw retained shares with their intervals against the number of blocks left out.
+
+    Parameters
+    ----------
+    axes : sequence of matplotlib.axes.Axes
+        A panel a task.
+    shares : pandas.DataFrame
+        As :meth:`Judge.bands` gives them.
+    tasks : sequence of str
+        The tasks.
+    counts : sequence of int
+        The numbers of blocks, which stand side by side.
+    """
+    places = {k: place for place, k in enumerate([0, *counts])}
+    choices = shares["choice"].unique()
+    for ax, task in zip(axes, tasks, strict=False):
+        ax.axhline(0.9, color=plots.MUTED, linestyle=":", linewidth=1)
+        for number, choice in enumerate(choices):
+            rows = shares[(shares["choice"] == choice) & (shares["task"] == task)]
+            x = rows["blocks"].map(places) + 0.13 * (number - len(choices) // 2)
+            reach = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+            line = "-" if choice.startswith("by") else ""
+            ax.errorbar(
+                x,
+                rows["value"],
+                reach,
+                fmt="osD^v"[number] + line,
+                markersize=5,
+                elinewidth=1.2,
+                linewidth=1,
+                label=choice,
+            )
+        ax.plot(0, 1, "*", color=plots.INK, markersize=9, label="all blocks")
+        ax.set(title=f"{task}s", xlabel="blocks left out", ylim=(-0.04, 1.08))
+        ax.set_xticks(list(places.values()), list(places))
+    axes[0].set_ylabel("retained share of the score")
+
+
+def draw_costs(axes: Sequence[Axes], points: pd.DataFrame, tasks: Sequence[str]) -> None:
+    """Draw retained shares against the operations of an answer.
+
+    Parameters
+    ----------
+    axes : sequence of matplotlib.axes.Axes
+        A panel a task.
+    points : pandas.DataFrame
+        A row a plan, as :meth:`Judge.compare` gives them for the call "answer".
+    tasks : sequence of str
+        The tasks.
+    """
+    for ax, task in zip(axes, tasks, strict=False):
+        for marker, (name, row) in zip("osD^vP", points.iterrows(), strict=True):
+            ax.plot(row["operations, answer"], row[task], marker, markersize=8, label=name)
+        ax.plot(1, 1, "*", color=plots.INK, markersize=11, label="whole model")
+        ax.set(title=f"{task}s", xlabel="operations of an answer (share)", ylim=(-0.04, 1.08))
+    axes[0].set_ylabel("retained share of the score")
+
+
 def check_effects(
     experiment: Experiment, effect: pd.DataFrame, signs: Mapping[str, Estimate]
 ) -> None:
@@ -942,6 +1296,40 @@ def check_effects(
     }
     for statement, holds in statements.items():
         experiment.check(statement, holds)
+
+
+def check_fair(experiment: Experiment, fair: pd.DataFrame | None) -> None:
+    """Check whether the verdict of the fair comparison depends on which pictures plans are from.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    fair : pandas.DataFrame or None
+        As :func:`fair_lines` gives it; None where the model can do only one of the tasks.
+    """
+    n_verdicts = 0 if fair is None else fair.groupby("questions")["verdict"].nunique().max()
+    statement = "the verdict of the fair line changes with two more pictures"
+    experiment.check(statement, n_verdicts > 1)
+
+
+def check_presence(experiment: Experiment, samples: Sequence[Sample]) -> None:
+    """Check that about half of the questions about presence have the answer no.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    samples : sequence of Sample
+        The samples that plans are judged by.
+    """
+    answers = []
+    for sample in samples:
+        for question in sample.questions:
+            if question.type == "presence":
+                answers.append(question.answer)
+    share = answers.count("no") / max(len(answers), 1)
+    experiment.check("about half of the answers about presence are no", 0.3 < share < 0.7)
 
 
 def check_retained(experiment: Experiment, retained: pd.DataFrame, largest: int, half: int) -> None:

@@ -6,24 +6,29 @@ one part of the pictures, layer and strength are chosen on a second, and numbers
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from xlvlms_tutorial.activations import Activations, capture
 from xlvlms_tutorial.data import Sample, load_samples
-from xlvlms_tutorial.interventions import Resumable, patch, skip
+from xlvlms_tutorial.interventions import patch, skip
 from xlvlms_tutorial.methods.steering import (
+    Recorded,
     SteeringVectors,
     best_setting,
     first_pieces,
     mean_difference,
     sweep,
 )
+from xlvlms_tutorial.methods.steering.sweep import Replay
 from xlvlms_tutorial.metrics import Estimate, answer_table, bootstrap, difference
+from xlvlms_tutorial.models.pictures import remember_pictures
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.tutorials.experiments import balanced_questions
 from xlvlms_tutorial.validation import require
@@ -81,6 +86,9 @@ class Study:
         What stands after each question.
     seed : int, default 0
         Of the pictures, of random vectors and of the bootstrap.
+    steered_at : sequence of float
+        Shares of the depth at which validation and test questions will be steered: their states
+        there are held from the first pass on. Others are read when they are needed.
 
     Attributes
     ----------
@@ -118,8 +126,12 @@ class Study:
         n_scenes: int = 500,
         instruction: str = "",
         seed: int = 0,
+        steered_at: Sequence[float] = (),
     ) -> None:
+        remember_pictures(vlm)
         self.vlm = vlm
+        self._held = self.layers(steered_at)
+        self._recorded: list[Recorded] = []
         self.instruction = instruction
         self.seed = seed
         scenes = {}
@@ -140,10 +152,10 @@ class Study:
             self._words[vlm.tokenizer.decode([token]).strip()] = word
         frequent = [source for source, _ in pairs] + [pairs[0][1]]
         questions = balanced_questions(scenes["validation"], 2, more=dict.fromkeys(frequent, 10))
-        self.validation = self.quiz(questions)
+        self.validation = self.recorded_quiz(questions)
         begun = set(self.first_tokens.values())
         common = [word for word, n in counts.most_common() if n >= _KNOWN]
-        self.known = [word for word in common if word in begun]
+        self.usable_words = [word for word in common if word in begun]
         self._choose_tasks(pairs, types, scenes["test"])
         self.learning = self._learning(scenes["train"], n_samples, n_many)
 
@@ -174,8 +186,15 @@ class Study:
         Activations
             States (n, d) by layer.
         """
-        where = {"positions": -1} if span is None else {"span": span}
-        return capture(self.vlm, samples, layers, prompt=self.prompt, batch_size=_BATCH, **where)
+        place = {"positions": -1} if span is None else {"span": span}
+        # questions about one picture together: what they have in common runs once
+        order = sorted(range(len(samples)), key=lambda number: samples[number].id)
+        ordered = [samples[number] for number in order]
+        states = capture(self.vlm, ordered, layers, prompt=self.prompt, batch_size=_BATCH, **place)
+        back = np.argsort(order)
+        tensors = {key: rows[back] for key, rows in states.tensors.items()}
+        table = states.table.iloc[back].assign(sample=range(len(order))).reset_index(drop=True)
+        return Activations(tensors, table, states.provenance)
 
     def say(self, logits: Float[Tensor, "n v"]) -> np.ndarray:
         """Return the answers that begin with the likeliest first tokens, (n,)."""
@@ -202,6 +221,25 @@ class Study:
         states = capture(self.vlm, samples, last, positions=-1, prompt=prompt, batch_size=_BATCH)[
             last
         ]
+        return Quiz(samples, states, self.say(self.vlm.unembed(states)))
+
+    def recorded_quiz(self, samples: list[Sample]) -> Quiz:
+        """Ask questions without steering, and record them to be steered.
+
+        Parameters
+        ----------
+        samples : list of Sample
+            One question each.
+
+        Returns
+        -------
+        Quiz
+            The questions with states and answers, as :meth:`quiz` gives them.
+        """
+        prompts = [self.prompt(sample) for sample in samples]
+        recorded = Recorded(self.vlm, samples, prompts, self._held, _BATCH)
+        self._recorded.append(recorded)
+        states = recorded.last_states.float()
         return Quiz(samples, states, self.say(self.vlm.unembed(states)))
 
     def steer(
@@ -232,17 +270,14 @@ class Study:
         pandas.DataFrame
             The table of the sweep; its column answers holds arrays (n,).
         """
-        prompts = [self.prompt(sample) for sample in samples]
+        recorded = None if "max_new_tokens" in options else self.recorded(samples)
+        if recorded is None:
+            prompts = [self.prompt(sample) for sample in samples]
+            options = options | {"batch_size": _BATCH}
+        else:
+            samples, prompts = recorded, None
         rows = sweep(
-            self.vlm,
-            vectors,
-            samples,
-            prompts,
-            layers,
-            strengths,
-            answers=True,
-            batch_size=_BATCH,
-            **options,
+            self.vlm, vectors, samples, prompts, layers, strengths, answers=True, **options
         )
         return rows.assign(answers=rows["answers"].map(self._whole))
 
@@ -297,6 +332,28 @@ class Study:
         logits = self.vlm.unembed(self.validation.states).mean(dim=0)
         return max(first_pieces(self.vlm, word), key=lambda token: float(logits[token]))
 
+    def recorded(self, samples: Sequence[Sample]) -> Recorded | None:
+        """Return some of the validation or test questions as they were recorded.
+
+        Parameters
+        ----------
+        samples : sequence of Sample
+            Questions of one of the two, in their order there.
+
+        Returns
+        -------
+        Recorded or None
+            What their first pass left; None for other questions.
+        """
+        for recorded in self._recorded:
+            numbers = {id(sample): number for number, sample in enumerate(recorded.samples)}
+            rows = [numbers.get(id(sample), -1) for sample in samples]
+            if rows == list(range(len(recorded.samples))):
+                return recorded
+            if rows and rows == sorted(set(rows)) and rows[0] >= 0:
+                return recorded.only(rows)
+        return None
+
     def _whole(self, texts: Sequence[str]) -> np.ndarray:
         stripped = [text.strip() for text in texts]
         return np.array([self._words.get(text, text) for text in stripped], dtype=object)
@@ -305,14 +362,16 @@ class Study:
         self, pairs: Sequence[Sequence[str]], types: Sequence[str], scenes: Sequence[Sample]
     ) -> None:
         """Fill pairs, types, tasks and the test questions."""
-        right = Counter(s.questions[0].answer for s in self.validation.samples)
-        chosen = _usable_pairs(pairs, self.known, self.kinds, self.validation.answers, right)
+        n_right = Counter(s.questions[0].answer for s in self.validation.samples)
+        selected = _usable_pairs(
+            pairs, self.usable_words, self.kinds, self.validation.answers, n_right
+        )
         self.of_type = {}
         for kind in dict.fromkeys([*types, *self.kinds.values()]):
-            self.of_type[kind] = sorted([w for w in self.known if self.kinds[w] == kind][:8])
-        more = dict.fromkeys([source for source, _ in chosen], 16)
-        self.test = self.quiz(balanced_questions(scenes, 4, more=more))
-        tasks = {f"{a} to {b}": Task((a,), (b,)) for a, b in chosen}
+            self.of_type[kind] = sorted([w for w in self.usable_words if self.kinds[w] == kind][:8])
+        n_each = dict.fromkeys([source for source, _ in selected], 16)
+        self.test = self.recorded_quiz(balanced_questions(scenes, 4, more=n_each))
+        tasks = {f"{a} to {b}": Task((a,), (b,)) for a, b in selected}
         self.pairs = {name: task for name, task in tasks.items() if self._is_tried(task)}
         require(
             self.pairs,
@@ -333,10 +392,10 @@ class Study:
 
     def _learning(self, scenes: Sequence[Sample], n_samples: int, n_many: int) -> list[Sample]:
         words = [word for task in self.pairs.values() for part in task for word in part]
-        more = dict.fromkeys(words, n_samples)
-        more |= dict.fromkeys(words[:2], max(n_samples, n_many))
+        n_each = dict.fromkeys(words, n_samples)
+        n_each |= dict.fromkeys(words[:2], max(n_samples, n_many))
         used = {word for task in self.tasks.values() for part in task for word in part}
-        samples = balanced_questions(scenes, 6, per_sample=7, more=more)
+        samples = balanced_questions(scenes, 6, per_sample=7, more=n_each)
         return [sample for sample in samples if sample.questions[0].answer in used]
 
 
@@ -352,29 +411,31 @@ def _first_tokens(vlm: VLM, words: Sequence[str]) -> dict[int, str]:
 
 def _usable_pairs(
     pairs: Sequence[Sequence[str]],
-    known: Sequence[str],
+    frequent: Sequence[str],
     kinds: Mapping[str, str],
     answers: Answers,
-    right: Mapping[str, int],
+    n_right: Mapping[str, int],
 ) -> list[tuple[str, str]]:
-    """The pairs that can be used, then those of other types of questions that replace others.
+    """The pairs that can be used, then those of other types of questions that replace some.
 
-    A pair is of use if the model gives its first answer (``answers``) and both are known, which are
-    ordered by how frequent they are. ``right`` counts the questions to which an answer is right.
+    A pair is of use if the model gives its first answer (``answers``) and both are among the
+    frequent ones. ``n_right`` counts the questions to which an answer is right.
     """
 
     def usable(source: str, target: str) -> bool:
-        differ = source != target and {source, target} <= set(known)
-        return differ and source in answers and right.get(source, 0) > 1
+        differ = source != target and {source, target} <= set(frequent)
+        return differ and source in answers and n_right.get(source, 0) > 1
 
-    chosen = [(source, target) for source, target in pairs if usable(source, target)]
-    for kind in dict.fromkeys(kinds[word] for word in known):
-        if kind in {kinds[source] for source, _ in chosen}:
+    selected = [(source, target) for source, target in pairs if usable(source, target)]
+    for kind in dict.fromkeys(kinds[word] for word in frequent):
+        if kind in {kinds[source] for source, _ in selected}:
             continue
-        words = [word for word in known if kinds[word] == kind]
-        others = [(a, b) for a in words for b in words if usable(a, b)]
-        chosen += others[:1]
-    return chosen[: len(pairs)]
+        words = [word for word in frequent if kinds[word] == kind]
+        for source, target in product(words, words):
+            if usable(source, target):
+                selected.append((source, target))
+                break
+    return selected[: len(pairs)]
 
 
 def states_for(
@@ -412,10 +473,10 @@ def states_for(
     >>> len(states_for(states, questions, ["yes", "no"], n=2))
     4
     """
-    right = np.array([sample.questions[0].answer for sample in samples])
+    answers = np.array([sample.questions[0].answer for sample in samples])
     selected = np.zeros(len(samples), dtype=bool)
     for word in words:
-        selected[np.flatnonzero(right == word)[:n]] = True
+        selected[np.flatnonzero(answers == word)[:n]] = True
     return states.select(selected)
 
 
@@ -587,37 +648,47 @@ def knock_out(study: Study, first: int) -> pd.DataFrame:
     >>> list(table.columns), table.index.tolist()
     ([('attention', 'yes'), ('picture', 'yes')], [30])
     """
-    vlm, quiz = study.vlm, study.validation
+    vlm = study.vlm
     sources = [word for task in study.pairs.values() for word in task.source]
-    rows = np.flatnonzero(np.isin(quiz.answers, sources))
-    samples = [quiz.samples[row] for row in rows]
-    before = quiz.answers[rows]
-    run = Resumable(vlm, vlm.batch_of(samples, [study.prompt(sample) for sample in samples]))
-    run.forward()
-
-    def staying(start: int, states: Tensor, change: object) -> dict[str, float]:
-        read = run.read(vlm.n_layers, "last", start=start, states=states, change=change)
-        same = study.say(vlm.unembed(read[:, 0])) == before
-        return pd.Series(same).groupby(before).mean().to_dict()
-
-    table = {}
+    numbers = np.flatnonzero(np.isin(study.validation.answers, sources))
+    samples = [study.validation.samples[number] for number in numbers]
+    parts = study.recorded(samples)
+    table: dict[int, dict[tuple[str, str], float]] = {}
     first = max(2, first)  # a pass cannot resume from what enters block 1
-    below = run.read(first - 1)
+    for run in parts.replays:
+        run.hold(range(first - 1, vlm.n_layers + 1))
     for block in range(first, vlm.n_layers + 1):
-        above = run.read(block, start=block - 1, states=below)
-        deaf = skip(vlm, block, "attention")
-        without = run.read(block, "last", start=block - 1, states=below, change=deaf)
-        change = patch(vlm, without[:, 0], block, "last")
-        table[block] = _labelled("attention", staying(block, above, change))
-        if "image" in vlm.placeholders:
-            blank = below[run.batch.mask("image").cpu()].mean(dim=0)
-            change = patch(vlm, blank, block - 1, "image")
-            table[block] |= _labelled("picture", staying(block - 1, below, change))
-        below = above
+        table[block] = {}
+        attention, picture = [], []
+        for run in parts.replays:
+            attention.append(_without_attention(run, block))
+            if "image" in vlm.placeholders:
+                picture.append(_without_picture(run, block))
+        for label, logits in (("attention", attention), ("picture", picture)):
+            if logits:
+                answers = study.say(torch.cat(logits))
+                table[block] |= _staying(label, answers, study.say(parts.base))
     return pd.DataFrame(table).T.rename_axis("block")
 
 
-def _labelled(label: str, shares: Mapping[str, float]) -> dict[tuple[str, str], float]:
+def _without_attention(run: Replay, block: int) -> Float[Tensor, "b v"]:
+    """The logits where the last position does without the attention of a block."""
+    vlm = run.vlm
+    below = run.states[block - 1]
+    deaf = skip(vlm, block, "attention")
+    last = run.read(block, "last", start=block - 1, states=below, change=deaf)[:, 0]
+    return run.logits(block, patch(vlm, last, block, "last"))
+
+
+def _without_picture(run: Replay, block: int) -> Float[Tensor, "b v"]:
+    """The logits where all image tokens have their mean from a block on."""
+    blank = run.states[block - 1][run.batch.mask("image").cpu()].mean(dim=0)
+    return run.logits(block - 1, patch(run.vlm, blank, block - 1, "image"))
+
+
+def _staying(label: str, answers: Answers, before: Answers) -> dict[tuple[str, str], float]:
+    """The share of each answer that stays, with what was taken away."""
+    shares = pd.Series(answers == before).groupby(before).mean()
     return {(label, word): share for word, share in shares.items()}
 
 
@@ -653,11 +724,11 @@ def score(
     questions = [sample.questions[0] for sample in samples]
     correct_before = answer_table(list(before), questions)["correct"].to_numpy(float)
     correct_after = answer_table(list(after), questions)["correct"].to_numpy(float)
-    other = _other_types(samples, before, task)
+    not_steered = _other_types(samples, before, task)
     rows = np.isin(before, task.source)
     return {
         "to target": float(np.isin(np.asarray(after)[rows], task.target).mean()),
-        "lost": float((correct_before - correct_after)[other].mean()),
+        "lost": float((correct_before - correct_after)[not_steered].mean()),
     }
 
 
@@ -667,8 +738,8 @@ def _other_types(samples: Sequence[Sample], before: Answers, task: Task) -> np.n
     for sample in samples:
         if sample.questions[0].answer in task.source:
             steered.add(sample.questions[0].type)
-    other = np.array([sample.questions[0].type not in steered for sample in samples])
-    return other if other.any() else ~np.isin(before, task.source)
+    not_steered = np.array([sample.questions[0].type not in steered for sample in samples])
+    return not_steered if not_steered.any() else ~np.isin(before, task.source)
 
 
 def stretched(
@@ -715,16 +786,17 @@ def stretched(
     2
     """
     sources = [word for task in study.pairs.values() for word in task.source]
-    others = [s for s in study.validation.samples if s.questions[0].answer not in sources]
-    samples = study.asking(name) + others[::4]
-    right = np.array([sample.questions[0].answer for sample in samples], dtype=object)
+    unsteered = [s for s in study.validation.samples if s.questions[0].answer not in sources]
+    ids = {sample.id for sample in study.asking(name) + unsteered[::4]}
+    samples = [sample for sample in study.validation.samples if sample.id in ids]
+    expected = np.array([sample.questions[0].answer for sample in samples], dtype=object)
     norms = vectors.norms
     longer = {}
     for layer in layers:
         if norms[layer]:
             longer[layer] = at_setting(vectors, layer, norms[like] / norms[layer])
     rows = study.steer(samples, longer, None, parts)
-    scores = [score(samples, right, answers, study.tasks[name]) for answers in rows["answers"]]
+    scores = [score(samples, expected, answers, study.tasks[name]) for answers in rows["answers"]]
     return pd.DataFrame(scores, [rows["layer"], rows["strength"]])
 
 
@@ -763,11 +835,18 @@ def try_settings(
     ['vector', 'layer', 'strength', 'to target', 'lost']
     """
     samples, _, before = study.validation
-    rows = study.steer(samples, vectors, layers, strengths)
-    scores = []
-    for name, answers in zip(rows["vector"], rows["answers"], strict=True):
-        scores.append(score(samples, before, answers, study.tasks[name]))
-    return rows[["vector", "layer", "strength"]].join(pd.DataFrame(scores))
+    expected = [sample.questions[0].answer for sample in samples]
+    parts = []
+    for name, task_vectors in vectors.items():
+        task = study.tasks[name]
+        # other questions of the steered type count neither way
+        counted = _other_types(samples, before, task) | np.isin(before, task.source)
+        counted |= np.isin(expected, task.source)
+        questions = [samples[row] for row in np.flatnonzero(counted)]
+        rows = study.steer(questions, task_vectors, layers, strengths)
+        scores = [score(questions, before[counted], answers, task) for answers in rows["answers"]]
+        parts.append(rows[["layer", "strength"]].join(pd.DataFrame(scores)))
+    return pd.concat(parts, keys=vectors, names=["vector"]).reset_index("vector")
 
 
 def best_settings(tried: pd.DataFrame, limit: float) -> dict[str, tuple[int, float]]:
@@ -827,6 +906,7 @@ def steer_test(
     study: Study,
     vectors: Mapping[str, SteeringVectors],
     settings: Mapping[str, tuple[int, float]],
+    sources_only: bool = False,
 ) -> dict[str, np.ndarray]:
     """Answer the test questions with each task's vector, at its layer and strength.
 
@@ -838,6 +918,9 @@ def steer_test(
         The vectors by name.
     settings : mapping of str to (int, float)
         Layer and strength by the same names, such as from :func:`best_settings`.
+    sources_only : bool, default False
+        Whether only the questions are asked that the model answers with a source answer of the
+        task, enough for :func:`gain`; the other answers are those without steering.
 
     Returns
     -------
@@ -854,9 +937,17 @@ def steer_test(
     >>> len(steer_test(study, vectors, {"ones": (30, 1.0)})["ones"]) == len(study.test.samples)
     True
     """
-    single = {name: at_setting(vectors[name], *setting) for name, setting in settings.items()}
-    rows = study.steer(study.test.samples, single)
-    return dict(zip(rows["vector"], rows["answers"], strict=True))
+    answers = {}
+    for name, setting in settings.items():
+        rows = np.arange(len(study.test.samples))
+        if sources_only:
+            rows = np.flatnonzero(np.isin(study.test.answers, study.tasks[name].source))
+        samples = [study.test.samples[row] for row in rows]
+        answers[name] = study.test.answers.copy()
+        answers[name][rows] = study.steer(samples, at_setting(vectors[name], *setting))["answers"][
+            0
+        ]
+    return answers
 
 
 def accuracy_change(study: Study, name: str, answers: Answers) -> Estimate:
@@ -884,13 +975,13 @@ def accuracy_change(study: Study, name: str, answers: Answers) -> Estimate:
     0.0
     """
     samples, _, before = study.test
-    other = _other_types(samples, before, study.tasks[name])
+    not_steered = _other_types(samples, before, study.tasks[name])
     questions = [sample.questions[0] for sample in samples]
     scenes = np.array([sample.id.rpartition("/")[0] for sample in samples])
     sides = []
     for words in (answers, before):
-        sides.append(answer_table(list(words), questions)["correct"].to_numpy(float)[other])
-    return difference(*sides, scenes[other], paired=True, seed=study.seed)
+        sides.append(answer_table(list(words), questions)["correct"].to_numpy(float)[not_steered])
+    return difference(*sides, scenes[not_steered], paired=True, seed=study.seed)
 
 
 def illustrations(study: Study, names: Sequence[str]) -> list[Sample]:
@@ -916,19 +1007,19 @@ def illustrations(study: Study, names: Sequence[str]) -> list[Sample]:
     >>> [sample.questions[0].type for sample in illustrations(study, ["yes to no"])]
     ['presence', 'presence']
     """
-    chosen = []
+    illustrating = []
     for name in names:
         source, target = study.tasks[name]
         same_type = study.of_type[study.kinds[source[0]]]
-        others = [word for word in same_type if word not in (*source, *target)] or target
-        for words in (source, others):
+        otherwise = [word for word in same_type if word not in (*source, *target)] or target
+        for words in (source, otherwise):
             fitting = []
             for sample, answer in zip(study.test.samples, study.test.answers, strict=True):
                 if answer in words:
                     fitting.append((answer != sample.questions[0].answer, sample))
             fitting.sort(key=lambda pair: pair[0])
-            chosen += [sample for _, sample in fitting[:1]]
-    return chosen
+            illustrating += [sample for _, sample in fitting[:1]]
+    return illustrating
 
 
 def gain(study: Study, name: str, answers: Answers, baselines: Mapping[str, Answers]) -> Estimate:

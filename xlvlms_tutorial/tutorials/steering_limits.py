@@ -5,6 +5,7 @@ The chapter on what a steering vector is uses this, on the questions and tasks o
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xlvlms_tutorial.activations import Activations, capture
+from xlvlms_tutorial.activations import Activations
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.interventions import Resumable, add
 from xlvlms_tutorial.methods.steering import (
@@ -25,8 +26,11 @@ from xlvlms_tutorial.methods.steering import (
     random_control,
     shuffled_control,
 )
+from xlvlms_tutorial.methods.steering.sweep import Replay
 from xlvlms_tutorial.metrics import Estimate, answer_kl, proportion
+from xlvlms_tutorial.models.anatomy import logit_rules
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.samples import PROMPTS
 from xlvlms_tutorial.tutorials.steering_answers import (
     Answers,
     Study,
@@ -174,15 +178,17 @@ def ways_at_last_layer(
     vlm, last, task = study.vlm, study.vlm.n_layers, study.tasks[name]
     vectors = mean_difference(source, target)
     up = dict.fromkeys(task.target, 1.0)
-    both = up | dict.fromkeys(task.source, -1.0)
+    up_and_down = up | dict.fromkeys(task.source, -1.0)
     shuffled = shuffled_control(source, target, study.seed)[last]
+    plain = _Unembedded(vlm)
+    every_word = mean_logits_bias(vlm, source, target)
     logits = {
         "vector, last layer": partial(_add_vector, vlm, vectors[last]),
         "random": partial(_add_vector, vlm, random_control(vectors, study.seed)[last]),
         "shuffled": partial(_add_vector, vlm, shuffled),
-        "constant, target": partial(_add_constant, vlm, up),
-        "constant, both": partial(_add_constant, vlm, both),
-        "constant, every word": partial(_add_constant, vlm, mean_logits_bias(vlm, source, target)),
+        "constant, target": partial(_add_constant, plain, up),
+        "constant, both": partial(_add_constant, plain, up_and_down),
+        "constant, every word": partial(_add_constant, plain, every_word),
     }
     return {way: Way(function, _STRENGTHS[way]) for way, function in logits.items()}
 
@@ -191,15 +197,36 @@ def _add_vector(vlm: VLM, vector: Tensor, states: Tensor, strength: float) -> Te
     return vlm.unembed(states + strength * vector)
 
 
+class _Unembedded:
+    """The logits of states, computed once for the constants that are tried on them."""
+
+    def __init__(self, vlm: VLM) -> None:
+        self.vlm = vlm
+        self._known: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, states: Tensor) -> Tensor:
+        for earlier, logits in self._known:
+            if earlier is states:
+                return logits
+        logits = self.vlm.unembed(states)
+        self._known.append((states, logits))
+        return logits
+
+
 def _add_constant(
-    vlm: VLM, bias: Mapping[str, float] | Tensor, states: Tensor, strength: float
+    plain: _Unembedded, bias: Mapping[str, float] | Tensor, states: Tensor, strength: float
 ) -> Tensor:
+    vlm = plain.vlm
     if isinstance(bias, Tensor):
         scaled = strength * bias
     else:
         scaled = {word: strength * value for word, value in bias.items()}
+    nothing = torch.zeros(1, vlm.width)
     with logit_bias(vlm, scaled):
-        return vlm.unembed(states)
+        if logit_rules(vlm.model):  # they act on the sum
+            return vlm.unembed(states)
+        constant = vlm.unembed(nothing, norm=False)
+    return plain(states) + constant - vlm.unembed(nothing, norm=False)
 
 
 def tune(study: Study, name: str, ways: Mapping[str, Way]) -> pd.DataFrame:
@@ -356,18 +383,54 @@ def prompted(study: Study, name: str) -> np.ndarray:
     return answers
 
 
-def caption_states(study: Study, n: int = 8) -> Float[Tensor, "m d"]:
-    """Read the last layer while the model reads captions of test pictures.
+def read_captions(study: Study, layers: Sequence[int] = (), n: int = 8) -> Replay:
+    """Let the model read captions of test pictures, once.
 
-    Use it inside a ``with`` block and outside, to see what a change does to text that it should
-    leave alone. Pictures without captions have a question in their place.
+    Use it to see what changes do to text that they should leave alone: :func:`caption_states` reads
+    the last layer with and without a change. Pictures without captions have a question in their
+    place.
 
     Parameters
     ----------
     study : Study
         The pictures.
+    layers : sequence of int
+        Where changes will be made: the states there are held. Others are read when needed.
     n : int, default 8
-        How many of them.
+        How many pictures.
+
+    Returns
+    -------
+    Replay
+        The captions as one batch.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.steering_answers import Study
+    >>> from xlvlms_tutorial.tutorials.steering_limits import read_captions
+    >>> study = Study(vlm, "scenes", [["yes", "no"]], ["colour", "place"], n_scenes=12)
+    >>> bool(read_captions(study, n=1).batch.mask("answer").any())
+    True
+    """
+    scenes = study.scenes[:n]
+    prompts = [PROMPTS["image"]] * len(scenes)
+    batch = study.vlm.batch_of(scenes, prompts, list(map(description, scenes)))
+    return Replay(study.vlm, batch, {*layers, study.vlm.n_layers})
+
+
+def caption_states(
+    captions: Replay, layer: int = 0, change: AbstractContextManager | None = None
+) -> Float[Tensor, "m d"]:
+    """Read the last layer at the tokens of captions.
+
+    Parameters
+    ----------
+    captions : Replay
+        From :func:`read_captions`.
+    layer : int, default 0
+        The layer at which something is changed: what is below is not computed again.
+    change : context manager, optional
+        The change; by default there is none, and nothing is computed.
 
     Returns
     -------
@@ -377,21 +440,18 @@ def caption_states(study: Study, n: int = 8) -> Float[Tensor, "m d"]:
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.steering_answers import Study
-    >>> from xlvlms_tutorial.tutorials.steering_limits import caption_states
+    >>> from xlvlms_tutorial.tutorials.steering_limits import caption_states, read_captions
     >>> study = Study(vlm, "scenes", [["yes", "no"]], ["colour", "place"], n_scenes=12)
-    >>> caption_states(study, 1).shape[1] == vlm.width
+    >>> caption_states(read_captions(study, n=1)).shape[1] == vlm.width
     True
     """
-    last = study.vlm.n_layers
-    return capture(
-        study.vlm,
-        study.scenes[:n],
-        last,
-        span="answer",
-        reduce=None,
-        answers=description,
-        batch_size=8,
-    )[last]
+    last, answers = captions.vlm.n_layers, captions.batch.mask("answer").cpu()
+    if change is None:
+        return captions.states[last][answers].float()
+    captions.hold([layer])
+    return captions.read(
+        last, answers, start=layer, states=captions.states[layer], change=change
+    ).float()
 
 
 def weakest_as_good(
@@ -439,6 +499,7 @@ def weakest_as_good(
 
 def caption_shift(
     study: Study,
+    captions: Replay,
     name: str,
     vectors: SteeringVectors,
     setting: tuple[int, float],
@@ -453,7 +514,9 @@ def caption_shift(
     Parameters
     ----------
     study : Study
-        The questions and pictures.
+        The questions.
+    captions : Replay
+        From :func:`read_captions`.
     name : str
         A task.
     vectors : SteeringVectors
@@ -474,18 +537,20 @@ def caption_shift(
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.steering_answers import Study, mean_differences
-    >>> from xlvlms_tutorial.tutorials.steering_limits import caption_shift
+    >>> from xlvlms_tutorial.tutorials.steering_limits import caption_shift, read_captions
     >>> study = Study(vlm, "scenes", [["yes", "no"]], ["colour", "place"], n_samples=2, n_scenes=12)
     >>> _, vectors = mean_differences(study, study.read(study.learning), 2)
     >>> setting, answers = (30, 1.0), study.test.answers
-    >>> list(caption_shift(study, "yes to no", vectors["yes to no"], setting, answers, {}))
+    >>> captions, vector = read_captions(study, n=1), vectors["yes to no"]
+    >>> list(caption_shift(study, captions, "yes to no", vector, setting, answers, {}))
     ['vector']
     """
-    neutral = caption_states(study)
-    plain = study.vlm.unembed(neutral)
-    with vectors.apply(study.vlm, *setting):
-        moved = study.vlm.unembed(caption_states(study))
-    shifts = {"vector": float(answer_kl(plain, moved).mean())}
+    vlm = study.vlm
+    layer, _ = setting
+    neutral = caption_states(captions)
+    plain = vlm.unembed(neutral)
+    moved = caption_states(captions, layer, vectors.apply(vlm, *setting))
+    shifts = {"vector": float(answer_kl(plain, vlm.unembed(moved)).mean())}
     for way, strength in weakest_as_good(study, name, ways, answers).items():
         logits = ways[way].logits(neutral, strength)
         shifts[way] = float(answer_kl(plain, logits).mean())
@@ -515,13 +580,13 @@ def true_answers(study: Study, kind: str) -> np.ndarray:
     >>> set(true_answers(study, "age"))
     {''}
     """
-    right = {}
+    answer_of_scene = {}
     for scene in study.scenes:
         for question in scene.questions:
             if question.type == kind:
-                right[scene.id] = question.answer
+                answer_of_scene[scene.id] = question.answer
     scenes = [sample.id.rpartition("/")[0] for sample in study.test.samples]
-    return np.array([right.get(scene, "") for scene in scenes], dtype=object)
+    return np.array([answer_of_scene.get(scene, "") for scene in scenes], dtype=object)
 
 
 def effect_from(
@@ -678,9 +743,9 @@ def true_answer_rates(study: Study, name: str, answers: Mapping[str, Answers]) -
     rows = {}
     for way, words in answers.items():
         steered = np.asarray(words)[asks]
-        right = proportion(steered == true[asks])
+        says_true = proportion(steered == true[asks])
         share = float(np.isin(steered, target).mean())
-        rows[way] = [share, right.value, right.low, right.high, chance, right.n]
+        rows[way] = [share, says_true.value, says_true.low, says_true.high, chance, says_true.n]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
@@ -714,22 +779,22 @@ def changes_by_right_answer(study: Study, name: str, answers: Answers) -> pd.Dat
     """
     (source,), (target,) = study.tasks[name]
     now, before = np.asarray(answers), study.test.answers
-    right = np.array([sample.questions[0].answer for sample in study.test.samples])
+    expected = np.array([sample.questions[0].answer for sample in study.test.samples])
     types = np.array([sample.questions[0].type for sample in study.test.samples])
     same_type = types == study.kinds[source]
     parts = {
-        f"{source} is right": right == source,
-        f"{target} is right": right == target,
-        "another answer of the type": same_type & ~np.isin(right, [source, target]),
+        f"{source} is right": expected == source,
+        f"{target} is right": expected == target,
+        "another answer of the type": same_type & ~np.isin(expected, [source, target]),
         "another type": ~same_type,
     }
     rows = {}
-    for part, chosen in parts.items():
-        if chosen.any():
+    for part, mask in parts.items():
+        if mask.any():
             rows[part] = {
-                "questions": float(chosen.sum()),
-                f"says {target}": (now == target)[chosen].mean(),
-                "other change": ((now != before) & (now != target))[chosen].mean(),
+                "questions": float(mask.sum()),
+                f"says {target}": (now == target)[mask].mean(),
+                "other change": ((now != before) & (now != target))[mask].mean(),
             }
     return pd.DataFrame(rows).T
 
@@ -767,7 +832,7 @@ def scenes_with(study: Study, words: Sequence[str], n: int = 6) -> list[Sample]:
 
 
 def named_colours(
-    captions: Mapping[float, Sequence[str]], n: int, source: str, target: str, others: Sequence[str]
+    captions: Mapping[float, Sequence[str]], n: int, source: str, target: str, rest: Sequence[str]
 ) -> pd.DataFrame:
     """Count what colours captions name, by the strength of steering.
 
@@ -779,7 +844,7 @@ def named_colours(
         The first ``n`` are of pictures that show the source.
     source, target : str
         The colour steered from, and the one steered to.
-    others : sequence of str
+    rest : sequence of str
         The colours that the other pictures show.
 
     Returns
@@ -800,7 +865,7 @@ def named_colours(
         rows[strength] = {
             f"{source}, of {source}": _mentions(texts[:n], [source]),
             f"{target}, of {source}": _mentions(texts[:n], [target]),
-            "own, of others": _mentions(texts[n:], others),
+            "own, of others": _mentions(texts[n:], rest),
         }
     return pd.DataFrame(rows).T.rename_axis("strength")
 

@@ -11,14 +11,12 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Bool
 
 from xlvlms_tutorial.activations import Activations, capture
 from xlvlms_tutorial.data import DATASETS, Sample, load_samples
-from xlvlms_tutorial.interventions import add
 from xlvlms_tutorial.loading.loading import load
-from xlvlms_tutorial.methods.steering import SteeringVectors, best_setting
+from xlvlms_tutorial.methods.steering import Run, SteeringVectors, best_setting
 from xlvlms_tutorial.metrics import (
     Estimate,
     bleu,
@@ -29,18 +27,26 @@ from xlvlms_tutorial.metrics import (
     style_rate,
     style_share,
 )
+from xlvlms_tutorial.models.pictures import remember_pictures
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.samples import PROMPTS
+from xlvlms_tutorial.tutorials.experiments import describe, describe_steered
 from xlvlms_tutorial.validation import require_one_of
 
-_BATCH = 64  # captions generated at once
 _VARIED = 0.65  # the share of different words above which a caption does not stutter
 _FEW = 3  # a style needs more captions of either kind than this
 _SHORT = 18  # tokens of captions by which settings are chosen
-_LONG = 22  # tokens of captions that are reported
+LONG = 22  # tokens of captions that are reported
 
 # The strengths that are tried for each recipe.
 STRENGTHS = {"published": (0.25, 0.5), "paired": (0.5, 1.0), "distilled": (1.0,)}
+
+# What is asked for each style.
+REQUESTS = {
+    "place": "Describe the picture and the place.",
+    "colour": "Describe the picture and all its colours.",
+    "mood": "Describe the picture and its mood.",
+    "time": "Describe the picture and the time of day.",
+}
 
 Pair = tuple[str | None, str | None]
 Name = tuple[str, str]  # recipe and style
@@ -83,12 +89,52 @@ class StyleStudy:
     @cached_property
     def usual_validation(self) -> list[str]:
         """What the model says of the validation pictures without steering."""
-        return describe(self.vlm, self.validation, max_new_tokens=_SHORT)
+        return describe(self.vlm, self.validation, _SHORT)
 
     @cached_property
     def usual(self) -> list[str]:
         """What the model says of the test pictures without steering."""
-        return describe(self.vlm, self.test)
+        return describe(self.vlm, self.test, LONG)
+
+    @cached_property
+    def _states(self) -> dict[tuple, Activations]:
+        return {}
+
+    def read(
+        self,
+        pictures: Sequence[Sample],
+        captions: Sequence[str],
+        words: Sequence[str] | None = None,
+        vlm: VLM | None = None,
+    ) -> Activations:
+        """Read the states of captions; those of the model under study once.
+
+        Parameters
+        ----------
+        pictures : sequence of Sample
+            The pictures.
+        captions : sequence of str
+            A caption for each.
+        words : sequence of str, optional
+            Words of which the first in each caption gives the state that predicts it; by default
+            the mean over each caption.
+        vlm : VLM, optional
+            Another model that reads them, such as one that was fine-tuned.
+
+        Returns
+        -------
+        Activations
+            The states (n, d) at each layer.
+        """
+        place = {"span": "answer"} if words is None else {"words": words}
+        options = place | {"answers": list(captions), "batch_size": 32}
+        if vlm is not None:
+            return capture(vlm, pictures, self.layers, **options)
+        ids = tuple(picture.id for picture in pictures)
+        key = (ids, tuple(captions), tuple(words or ()))
+        if key not in self._states:
+            self._states[key] = capture(self.vlm, pictures, self.layers, **options)
+        return self._states[key]
 
 
 def study(
@@ -122,6 +168,7 @@ def study(
     ([15], 4, 2)
     """
     vlm = load(model)
+    remember_pictures(vlm)
     parts = []
     for split, n in zip(("train", "validation", "test"), sizes, strict=True):
         samples = load_samples(dataset, n, split, seed)
@@ -165,42 +212,8 @@ def studies(
     taught = ours
     if (ours.vlm.name, ours.dataset) != (family, "scenes"):
         taught = study(family, "scenes", sizes, depths, ours.seed)
-    of = dict.fromkeys(("no steering", "published", "paired", "prompt"), ours)
-    return of | dict.fromkeys(("distilled", "adapter"), taught)
-
-
-def describe(
-    vlm: VLM,
-    samples: Sequence[Sample],
-    prompt: str = PROMPTS["image"],
-    max_new_tokens: int = _LONG,
-) -> list[str]:
-    """Let a model describe pictures.
-
-    Parameters
-    ----------
-    vlm : VLM
-        The model.
-    samples : sequence of Sample
-        The pictures.
-    prompt : str, default "Describe the picture."
-        What it is asked, of each picture.
-    max_new_tokens : int, default 22
-        How many tokens it may write.
-
-    Returns
-    -------
-    list of str
-        A caption for each picture.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.tutorials import steering_style
-    >>> len(steering_style.describe(vlm, samples[:2], max_new_tokens=2))
-    2
-    """
-    images = [sample.image for sample in samples]
-    return vlm.generate(images, [prompt] * len(samples), max_new_tokens, batch_size=_BATCH)
+    studied = dict.fromkeys(("no steering", "published", "paired", "prompt"), ours)
+    return studied | dict.fromkeys(("distilled", "adapter"), taught)
 
 
 def caption_pairs(study: StyleStudy, split: str, style: str, words: Iterable[str]) -> list[Pair]:
@@ -238,9 +251,9 @@ def caption_pairs(study: StyleStudy, split: str, style: str, words: Iterable[str
     styled_set = f"{study.dataset}-{style}"
     pairs: list[Pair] = []
     if styled_set in DATASETS:
-        others = load_samples(styled_set, len(samples), split, study.seed)
-        for sample, other in zip(samples, others, strict=False):
-            pairs.append((sample.captions[0], other.captions[0]))
+        styled_samples = load_samples(styled_set, len(samples), split, study.seed)
+        for sample, styled in zip(samples, styled_samples, strict=False):
+            pairs.append((sample.captions[0], styled.captions[0]))
         return pairs
     words = list(words)
     for sample in samples:
@@ -281,15 +294,15 @@ def with_both(
     True
     """
     pictures = []
-    plain = []
-    styled = []
+    plain_captions = []
+    styled_captions = []
     pairs = caption_pairs(study, "train", style, words)
-    for sample, (one, other) in zip(study.train, pairs, strict=True):
-        if one is not None and other is not None:
+    for sample, (plain, styled) in zip(study.train, pairs, strict=True):
+        if plain is not None and styled is not None:
             pictures.append(sample)
-            plain.append(one)
-            styled.append(other)
-    return pictures, plain, styled
+            plain_captions.append(plain)
+            styled_captions.append(styled)
+    return pictures, plain_captions, styled_captions
 
 
 def rate_table(
@@ -349,17 +362,19 @@ def usable_styles(study: StyleStudy, words: Mapping[str, Iterable[str]]) -> dict
     {'published': ['time'], 'paired': ['time']}
     """
     usable = []
-    both = []
+    paired = []
     for style, style_words in words.items():
-        pairs = caption_pairs(study, "train", style, style_words)
-        plain = sum(pair[0] is not None for pair in pairs)
-        styled = sum(pair[1] is not None for pair in pairs)
-        if min(plain, styled) > _FEW:
+        n_plain = n_styled = n_paired = 0
+        for plain, styled in caption_pairs(study, "train", style, style_words):
+            n_plain += plain is not None
+            n_styled += styled is not None
+            n_paired += plain is not None and styled is not None
+        if min(n_plain, n_styled) > _FEW:
             usable.append(style)
-            if sum(None not in pair for pair in pairs) > _FEW:
-                both.append(style)
-    preferred = [style for style in both if style in ("colour", "time")]
-    return {"published": usable, "paired": preferred or both}
+            if n_paired > _FEW:
+                paired.append(style)
+    preferred = [style for style in paired if style in ("colour", "time")]
+    return {"published": usable, "paired": preferred or paired}
 
 
 def contrast(
@@ -399,19 +414,17 @@ def contrast(
     words = list(words)
     if recipe == "paired":
         pictures, plain, styled = with_both(study, style, words)
-        return (
-            _read(study.vlm, study.layers, pictures, plain),
-            _read(study.vlm, study.layers, pictures, styled),
-        )
+        return study.read(pictures, plain), study.read(pictures, styled)
     pairs = caption_pairs(study, "train", style, words)
-    sides = []
-    for side in (0, 1):
-        there = [number for number, pair in enumerate(pairs) if pair[side] is not None]
-        pictures = [study.train[number] for number in there]
-        sides.append((pictures, [str(pairs[number][side]) for number in there]))
+    plain: tuple[list[Sample], list[str]] = ([], [])
+    styled: tuple[list[Sample], list[str]] = ([], [])
+    for sample, captions in zip(study.train, pairs, strict=True):
+        for (pictures, texts), caption in zip((plain, styled), captions, strict=True):
+            if caption is not None:
+                pictures.append(sample)
+                texts.append(caption)
     spelt = sorted({form for word in words for form in forms(word)})
-    plain_states = _read(study.vlm, study.layers, *sides[0])
-    return plain_states, _read(study.vlm, study.layers, *sides[1], spelt)
+    return study.read(*plain), study.read(*styled, spelt)
 
 
 def distil(study: StyleStudy, tuned: VLM, style: str, words: Iterable[str]) -> SteeringVectors:
@@ -452,8 +465,8 @@ def distil(study: StyleStudy, tuned: VLM, style: str, words: Iterable[str]) -> S
         if styled is not None:
             pictures.append(sample)
             captions.append(styled)
-    before = _read(study.vlm, study.layers, pictures, captions)
-    after = _read(tuned, study.layers, pictures, captions)
+    before = study.read(pictures, captions)
+    after = study.read(pictures, captions, vlm=tuned)
     shifts = {}
     for layer in study.layers:
         shifts[layer] = (after[layer] - before[layer]).mean(0)
@@ -466,7 +479,7 @@ def steer(
     layer: int,
     strengths: Sequence[float],
     samples: Sequence[Sample],
-    max_new_tokens: int = _LONG,
+    max_new_tokens: int = LONG,
     positions: str = "all",
 ) -> dict[float, list[str]]:
     """Let a model describe pictures while a vector is added, at several strengths in one batch.
@@ -505,15 +518,102 @@ def steer(
     >>> sorted(steering_style.steer(vlm, vectors, 15, (0.5, 1.0), samples[:1], 2))
     [0.5, 1.0]
     """
-    vector = vectors.checked(vlm, layer)
-    n = len(samples)
-    rows = [(strength * vector).expand(n, -1) for strength in strengths]
-    with add(vlm, torch.cat(rows), layer, positions=positions):
-        captions = describe(vlm, list(samples) * len(strengths), max_new_tokens=max_new_tokens)
-    by_strength = {}
-    for number, strength in enumerate(strengths):
-        by_strength[strength] = captions[number * n : number * n + n]
-    return by_strength
+    runs = [Run(None, vectors, layer, strength) for strength in strengths]
+    captions = describe_steered(vlm, runs, samples, max_new_tokens, positions=positions)
+    return dict(zip(strengths, captions, strict=True))
+
+
+def steer_test(
+    studies: Mapping[str, StyleStudy],
+    vectors: Mapping[Name, SteeringVectors],
+    settings: Mapping[Name, tuple[int, float]],
+) -> dict[Name, list[str]]:
+    """Let models describe the test pictures with every vector, at its layer and strength.
+
+    Parameters
+    ----------
+    studies : mapping of str to StyleStudy
+        The model and its pictures for each recipe.
+    vectors : mapping of (str, str) to SteeringVectors
+        The vectors, by recipe and style.
+    settings : mapping of (str, str) to (int, float)
+        Layer and strength of each.
+
+    Returns
+    -------
+    dict of (str, str) to list of str
+        A caption of each test picture, by recipe and style.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.steering import SteeringVectors
+    >>> from xlvlms_tutorial.tutorials import steering_style
+    >>> ours = steering_style.StyleStudy(vlm, "scenes", [15], samples, samples, samples[:1], seed=0)
+    >>> vectors = SteeringVectors({15: torch.ones(vlm.width)}, {"model": vlm.name})
+    >>> name = ("paired", "time")
+    >>> texts = steering_style.steer_test({"paired": ours}, {name: vectors}, {name: (15, 0.1)})
+    >>> len(texts[name])
+    1
+    """
+    answers = {}
+    for study, names in _by_study(studies, settings):
+        runs = [Run(name, vectors[name], *settings[name]) for name in names]
+        texts = describe_steered(study.vlm, runs, study.test, LONG)
+        answers.update(zip(names, texts, strict=True))
+    return answers
+
+
+def _by_study(
+    studies: Mapping[str, StyleStudy], names: Iterable[Name]
+) -> list[tuple[StyleStudy, list[Name]]]:
+    """The recipes and styles about each model."""
+    parts: dict[int, tuple[StyleStudy, list[Name]]] = {}
+    for name in names:
+        study = studies[name[0]]
+        parts.setdefault(id(study), (study, []))[1].append(name)
+    return list(parts.values())
+
+
+def prompted(study: StyleStudy, styles: Sequence[str], n: int, focus: str) -> dict[Name, list[str]]:
+    """Ask for each style in the prompt, by a sentence of ``REQUESTS``.
+
+    Parameters
+    ----------
+    study : StyleStudy
+        The model and its pictures.
+    styles : sequence of str
+        The styles.
+    n : int
+        How many test pictures are described.
+    focus : str
+        The style for which all of them are.
+
+    Returns
+    -------
+    dict of (str, str) to list of str
+        The captions, by "prompt" and the style.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import steering_style
+    >>> ours = steering_style.StyleStudy(vlm, "scenes", [15], samples, samples, samples, seed=0)
+    >>> texts = steering_style.prompted(ours, ["time"], 1, "place")
+    >>> len(texts["prompt", "time"])
+    1
+    """
+    samples = []
+    prompts = []
+    names = []
+    for style in styles:
+        pictures = study.test if style == focus else study.test[:n]
+        samples += pictures
+        prompts += [REQUESTS[style]] * len(pictures)
+        names += [("prompt", style)] * len(pictures)
+    answers: dict[Name, list[str]] = {}
+    for name, caption in zip(names, describe(study.vlm, samples, LONG, prompts), strict=True):
+        answers.setdefault(name, []).append(caption)
+    return answers
 
 
 def sweep(
@@ -556,19 +656,23 @@ def sweep(
     [0.5, 1.0]
     """
     rows = []
-    for (recipe, style), one in vectors.items():
-        study = studies[recipe]
+    for study, names in _by_study(studies, vectors):
         samples = study.validation
-        before = style_rate(study.usual_validation, words[style]).mean()
-        ends = study.layers[0], study.layers[-1]
-        layers = ends if recipe == "distilled" else study.layers[-2:]
-        for layer in sorted(set(layers)):
-            written = steer(study.vlm, one, layer, STRENGTHS[recipe], samples, _SHORT)
-            for strength, captions in written.items():
-                rate = style_rate(captions, words[style]).mean()
-                broken = 1 - intact(captions, samples).mean()
-                row = {"recipe": recipe, "style": style, "layer": layer, "strength": strength}
-                rows.append(row | {"rate": rate, "gain": rate - before, "broken": broken})
+        runs = []
+        for name in names:
+            ends = study.layers[0], study.layers[-1]
+            layers = ends if name[0] == "distilled" else study.layers[-2:]
+            for layer in sorted(set(layers)):
+                for strength in STRENGTHS[name[0]]:
+                    runs.append(Run(name, vectors[name], layer, strength))
+        written = describe_steered(study.vlm, runs, samples, _SHORT)
+        for run, captions in zip(runs, written, strict=True):
+            recipe, style = run.name
+            rate = style_rate(captions, words[style]).mean()
+            before = style_rate(study.usual_validation, words[style]).mean()
+            broken = 1 - intact(captions, samples).mean()
+            row = {"recipe": recipe, "style": style, "layer": run.layer, "strength": run.strength}
+            rows.append(row | {"rate": rate, "gain": rate - before, "broken": broken})
     return pd.DataFrame(rows)
 
 
@@ -604,6 +708,35 @@ def best_within(table: pd.DataFrame, by: str, side_effect: str, limit: float) ->
     """
     allowed = max(limit, table[side_effect].min())
     return best_setting(table, by, (side_effect, allowed))
+
+
+def best_settings(table: pd.DataFrame, limit: float) -> dict[Name, tuple[int, float]]:
+    """Choose layer and strength for each recipe and style, as :func:`best_within` does for one.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From :func:`sweep`.
+    limit : float
+        The share of captions that may be broken.
+
+    Returns
+    -------
+    dict of (str, str) to (int, float)
+        Layer and strength by recipe and style.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.tutorials import steering_style
+    >>> row = {"recipe": "paired", "style": "time", "layer": 15, "strength": 1.0}
+    >>> steering_style.best_settings(pd.DataFrame([row | {"rate": 0.1, "broken": 0.0}]), 0.25)
+    {('paired', 'time'): (15, 1.0)}
+    """
+    settings = {}
+    for name, rows in table.groupby(["recipe", "style"]):
+        settings[name] = best_within(rows, "rate", "broken", limit)
+    return settings
 
 
 def named_facts(captions: Sequence[str], samples: Sequence[Sample]) -> pd.DataFrame:
@@ -656,12 +789,12 @@ def intact(captions: Sequence[str], samples: Sequence[Sample]) -> Bool[np.ndarra
     >>> steering_style.intact([caption, caption * 3], [samples[0]] * 2).tolist()
     [True, False]
     """
-    right = named_facts(captions, samples)[["subject", "item"]].all(axis=1).to_numpy(bool)
+    named = named_facts(captions, samples)[["subject", "item"]].all(axis=1).to_numpy(bool)
     varied = []
     for caption in captions:
         words = caption.lower().split()
         varied.append(len(set(words)) > _VARIED * len(words))
-    return right & np.array(varied, dtype=bool)
+    return named & np.array(varied, dtype=bool)
 
 
 def score_table(
@@ -703,18 +836,20 @@ def score_table(
         study = studies[recipe]
         samples = study.test[: len(captions)]
         references = [list(sample.captions) for sample in samples]
-        own = []
-        for caption, pair in zip(
-            captions, caption_pairs(study, "test", style, words[style]), strict=False
-        ):
-            if pair[1]:
-                own.append((caption, [pair[1]]))
+        of_style = []
+        pairs = caption_pairs(study, "test", style, words[style])
+        for caption, (_, styled) in zip(captions, pairs, strict=False):
+            if styled:
+                of_style.append((caption, [styled]))
+        styled_cider = np.nan
+        if len(of_style) > 1:
+            styled_cider = cider(*zip(*of_style, strict=True))[1]
         rows[style, recipe] = {
             "rate": style_rate(captions, words[style]).mean(),
             "intact": intact(captions, samples).mean(),
             "CIDEr": cider(captions, references)[1],
             "BLEU": bleu(captions, references),
-            "CIDEr, styled": cider(*zip(*own, strict=True))[1] if len(own) > 1 else np.nan,
+            "CIDEr, styled": styled_cider,
         }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["style", "captions"])
     return table.sort_index(level=0, sort_remaining=False, kind="stable")
@@ -807,24 +942,13 @@ def facts_table(
     times = list(times)
     rows = {}
     for name, captions in answers.items():
-        right = []
-        tells = style_share(captions, times)
-        for caption, sample, told in zip(captions, samples, tells, strict=True):
-            if told and sample.truth.get("time"):
-                right.append(sample.truth["time"] in caption.lower())
+        agrees = []
+        for caption, sample, tells in zip(
+            captions, samples, style_share(captions, times), strict=True
+        ):
+            if tells and sample.truth.get("time"):
+                agrees.append(sample.truth["time"] in caption.lower())
         facts = named_facts(captions, samples).astype(float).mean()
-        told_right = pd.Series(right, dtype=float).mean()
-        rows[name] = facts.to_dict() | {"all facts": facts.mean(), "time, where told": told_right}
+        right_time = pd.Series(agrees, dtype=float).mean()
+        rows[name] = facts.to_dict() | {"all facts": facts.mean(), "time, where told": right_time}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _read(
-    vlm: VLM,
-    layers: list[int],
-    pictures: Sequence[Sample],
-    captions: Sequence[str],
-    words: Sequence[str] | None = None,
-) -> Activations:
-    """States of captions: their mean, or that which predicts the first of some words."""
-    place = {"span": "answer"} if words is None else {"words": words}
-    return capture(vlm, pictures, layers, answers=list(captions), batch_size=32, **place)

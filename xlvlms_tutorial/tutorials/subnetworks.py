@@ -1,4 +1,4 @@
-"""Calibrate on inputs with and without sense, and compare the masks that they give.
+"""Calibrate on inputs with and without meaning, and compare the masks that they give.
 
 The chapter on subnetworks uses it for its baselines and for what takes the weights' size out of an
 overlap; calibrations and masks are those of :mod:`xlvlms_tutorial.methods.pruning`.
@@ -21,6 +21,7 @@ from xlvlms_tutorial.evaluation import Generator
 from xlvlms_tutorial.methods.pruning import Calibration, Masks, calibrate, wanda
 from xlvlms_tutorial.models import VLM
 from xlvlms_tutorial.samples import PROMPTS
+from xlvlms_tutorial.tutorials.experiments import answer_of, question_of
 from xlvlms_tutorial.validation import require
 
 # Linear maps that read what a block has computed, by the last part of their name; all others read
@@ -35,17 +36,17 @@ STREAM = "maps of the stream"
 _WORDS = 12  # of a text without sense
 
 
-def question_types(samples: Sequence[Sample], wanted: Sequence[str], n: int = 3) -> list[str]:
-    """Choose types of question: those wanted that are asked, else the most frequent ones.
+def question_types(samples: Sequence[Sample], types: Sequence[str], n: int = 3) -> list[str]:
+    """Choose the wanted types of question that samples have, or else the most frequent ones.
 
     Parameters
     ----------
     samples : sequence of Sample
         Samples with questions.
-    wanted : sequence of str
+    types : sequence of str
         The types that the chapter is written about.
     n : int, default 3
-        How many frequent ones take their place.
+        How many of the most frequent types are taken where samples have none of those wanted.
 
     Returns
     -------
@@ -59,7 +60,7 @@ def question_types(samples: Sequence[Sample], wanted: Sequence[str], n: int = 3)
     ['colour']
     """
     counts = Counter(q.type for sample in samples for q in sample.questions)
-    present = [kind for kind in wanted if kind in counts]
+    present = [kind for kind in types if kind in counts]
     return present or [kind for kind, _ in counts.most_common(n)]
 
 
@@ -94,20 +95,19 @@ def calibrate_questions(vlm: VLM, samples: Sequence[Sample], kind: str, n: int) 
     >>> min(calibration.tokens.values()) > 0
     True
     """
-    chosen = []
+    examples = []
     for sample in samples:
         questions = [q for q in sample.questions if q.type == kind]
-        if questions and len(chosen) < n:
-            chosen.append(replace(sample, questions=(questions[0],)))
-    require(chosen, f"no question of type {kind!r}", "choose a type that is asked")
-    answers = [sample.questions[0].answer for sample in chosen]
+        if questions and len(examples) < n:
+            examples.append(replace(sample, questions=(questions[0],)))
+    require(examples, f"no question of type {kind!r}", "choose a type that is asked")
     return calibrate(
-        vlm, chosen, span=("question", "answer"), prompt=_first_question, answers=answers
+        vlm, examples, span=("question", "answer"), prompt=question_of, answers=answer_of
     )
 
 
 def off_diagonal(overlaps: pd.DataFrame) -> pd.DataFrame:
-    """Leave out what every mask shares with itself, so that a map shows the differences.
+    """Leave out the overlap of each mask with itself, so that a map shows the differences.
 
     Parameters
     ----------
@@ -130,12 +130,12 @@ def off_diagonal(overlaps: pd.DataFrame) -> pd.DataFrame:
     return overlaps.mask(np.eye(len(overlaps), dtype=bool))
 
 
-def overlap_by_layer(one: Masks, other: Masks) -> pd.DataFrame:
+def overlap_by_layer(first: Masks, second: Masks) -> pd.DataFrame:
     """Average the overlap of two masks over the linear maps of each layer, by what the maps read.
 
     Parameters
     ----------
-    one, other : Masks
+    first, second : Masks
         Masks of the same linear maps.
 
     Returns
@@ -152,14 +152,14 @@ def overlap_by_layer(one: Masks, other: Masks) -> pd.DataFrame:
     >>> subnetworks.overlap_by_layer(masks, masks).loc[8].tolist()
     [1.0, 1.0, 1.0]
     """
-    overlaps = one.iou(other)
+    overlaps = first.iou(second)
     last = overlaps["linear"].str.split(".").str[-1]
     overlaps["linear"] = last.map(_INNER).fillna(STREAM)
     return overlaps.pivot_table(index="layer", columns="linear", values="iou")
 
 
 def permuted(calibration: Calibration, rng: np.random.Generator) -> Calibration:
-    """Shuffle the features of each linear map: the spread of the norms stays, their order is lost.
+    """Shuffle the features of each linear map: norms stay as uneven, which are large is lost.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def random_texts(vlm: VLM, n: int, rng: np.random.Generator) -> list[str]:
     Returns
     -------
     list of str
-        Texts of twelve tokens without sense.
+        Texts of twelve tokens that mean nothing.
 
     Examples
     --------
@@ -251,12 +251,12 @@ def random_texts(vlm: VLM, n: int, rng: np.random.Generator) -> list[str]:
     return list(vlm.tokenizer.batch_decode(tokens.tolist()))
 
 
-def without_large(one: Masks, other: Masks, large: Masks) -> dict[str, float]:
+def without_large(masks: Masks, others: Masks, large: Masks) -> dict[str, float]:
     """Compare what two masks keep beyond the weights that are kept for their size alone.
 
     Parameters
     ----------
-    one, other : Masks
+    masks, others : Masks
         The masks.
     large : Masks
         The mask by magnitude, at the same sparsity.
@@ -264,8 +264,9 @@ def without_large(one: Masks, other: Masks, large: Masks) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        "share kept", the share of all weights that ``one`` keeps beyond the large ones; "IoU", the
-        overlap of both without them; "by chance", that of independent choices of the same sizes.
+        "share kept", the share of all weights that ``masks`` keeps beyond the large ones; "IoU",
+        the overlap of both without them; "by chance", that of independent choices of the same
+        sizes.
 
     Examples
     --------
@@ -277,12 +278,13 @@ def without_large(one: Masks, other: Masks, large: Masks) -> dict[str, float]:
     >>> subnetworks.without_large(masks, masks, large)["IoU"]
     1.0
     """
-    first, second = one - large, other - large
+    first, second = masks - large, others - large
     chance = []
     for key in first:
-        left = (~large.unpack(*key)).sum(dim=1)
-        p, q = (masks.unpack(*key).sum(dim=1) / left for masks in (first, second))
-        chance.append(_independent(left, p, q))
+        remaining = (~large.unpack(*key)).sum(dim=1)
+        p = first.unpack(*key).sum(dim=1) / remaining
+        q = second.unpack(*key).sum(dim=1) / remaining
+        chance.append(_independent(remaining, p, q))
     return {
         "share kept": float(first.density),
         "IoU": float(first.iou(second)["iou"].mean()),
@@ -290,14 +292,14 @@ def without_large(one: Masks, other: Masks, large: Masks) -> dict[str, float]:
     }
 
 
-def norm_correlation(one: Calibration, other: Calibration) -> float:
+def norm_correlation(first: Calibration, second: Calibration) -> float:
     """Correlate the norms of input features by rank, averaged over the linear maps.
 
-    This leaves the weights out altogether.
+    Use it to compare inputs without the influence of the weights.
 
     Parameters
     ----------
-    one, other : Calibration
+    first, second : Calibration
         Calibrations of the same linear maps.
 
     Returns
@@ -314,8 +316,8 @@ def norm_correlation(one: Calibration, other: Calibration) -> float:
     1.0
     """
     values = []
-    for key in one.squares:
-        values.append(spearmanr(one.norms(*key), other.norms(*key)).statistic)
+    for key in first.squares:
+        values.append(spearmanr(first.norms(*key), second.norms(*key)).statistic)
     return float(np.mean(values))
 
 
@@ -353,14 +355,14 @@ def overlaps(
     [1.0]
     """
     values = []
-    for one, other in zip(first, second, strict=True):
-        masks = wanda(vlm, one, sparsity, layers)
-        values.append(masks.iou(wanda(vlm, other, sparsity, layers))["iou"].mean())
+    for calibrations in zip(first, second, strict=True):
+        masks, others = (wanda(vlm, each, sparsity, layers) for each in calibrations)
+        values.append(masks.iou(others)["iou"].mean())
     return np.array(values)
 
 
 def disjoint_sets(
-    samples: Sequence[Sample], factor: str, wanted: Sequence[str], size: int = 8, n: int = 3
+    samples: Sequence[Sample], factor: str, values: Sequence[str], size: int = 8, n: int = 3
 ) -> dict[str, list[Sample]]:
     """Deal the samples of each value of a factor into two sets.
 
@@ -370,7 +372,7 @@ def disjoint_sets(
         Samples whose factors are known.
     factor : str
         Such as "place".
-    wanted : sequence of str
+    values : sequence of str
         The values; the most frequent ones where none of these is there twice.
     size : int, default 8
         Samples in a set at most.
@@ -396,7 +398,7 @@ def disjoint_sets(
         if value is not None:
             by_value.setdefault(value, []).append(sample)
     often = sorted((v for v in by_value if len(by_value[v]) > 1), key=lambda v: -len(by_value[v]))
-    present = [value for value in wanted if value in often]
+    present = [value for value in values if value in often]
     sets = {}
     for value in present or often[:n]:
         half = min(size, len(by_value[value]) // 2)
@@ -413,7 +415,7 @@ def factors_named(
     Parameters
     ----------
     vlm : Generator
-        The model, with what is changed in it.
+        The model, perhaps with masked weights.
     samples : sequence of Sample
         Pictures whose factors are known.
     factors : sequence of str
@@ -442,7 +444,7 @@ def factors_named(
 
 
 def shares_of(counts: Mapping[str, Mapping[str, int]], whole: str) -> pd.Series:
-    """Return how much of all that one row counts each row counts.
+    """Divide the total of each row by the total of one row.
 
     Parameters
     ----------
@@ -467,12 +469,8 @@ def shares_of(counts: Mapping[str, Mapping[str, int]], whole: str) -> pd.Series:
     return totals / totals[whole]
 
 
-def _first_question(sample: Sample) -> str:
-    return sample.questions[0].text
-
-
 def _independent(
-    left: Int[Tensor, " rows"], p: Float[Tensor, " rows"], q: Float[Tensor, " rows"]
+    remaining: Int[Tensor, " rows"], p: Float[Tensor, " rows"], q: Float[Tensor, " rows"]
 ) -> Tensor:
     # the overlap of independent choices of shares p and q of what is left in each row
-    return (left * p * q).sum() / (left * (p + q - p * q)).sum()
+    return (remaining * p * q).sum() / (remaining * (p + q - p * q)).sum()

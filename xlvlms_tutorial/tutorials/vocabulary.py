@@ -219,7 +219,7 @@ def histogram_figure(
 
 
 def agreement(words: pd.DataFrame, layer: int) -> dict[str, float]:
-    """Compare whether two cells share their word more by their place or by their picture.
+    """Count how often the same cell of two pictures, and two cells of one picture, share a word.
 
     Parameters
     ----------
@@ -299,7 +299,7 @@ def crowds(vlm: VLM, P: Activations, T: Activations, layer: int) -> dict[str, fl
 def names(word: str, value: str) -> bool:
     """Return whether a token of the vocabulary names a value of a factor.
 
-    It does if it is one of its forms ("climbs" for climbing, "gems" for gem), or a piece of four
+    It does if it is a form of the value ("climbs" for climbing, "gems" for gem), or a piece of four
     letters or more that begins it ("zomb").
 
     Parameters
@@ -328,7 +328,7 @@ def names(word: str, value: str) -> bool:
 def naming(
     words: pd.DataFrame, samples: Sequence[Sample], factors: Sequence[str] = FACTORS
 ) -> pd.DataFrame:
-    """Say of each token whether one of its words names something in a picture.
+    """Tell for each token whether one of its words names something in a picture.
 
     Parameters
     ----------
@@ -343,7 +343,7 @@ def naming(
     -------
     DataFrame
         True or false for each layer, sample and token: whether a word names a factor of its "own
-        picture", or of "another picture", the next one, which is what chance does.
+        picture", or of "another picture", the next one, which is the baseline.
 
     Examples
     --------
@@ -409,7 +409,7 @@ def linear_reader(
 ) -> dict[str, float]:
     """Measure how well a linear classifier reads a factor off one state a picture.
 
-    Use it to tell what is in states from what the vocabulary says of them. The classifier is
+    Use it to see what states hold, whether or not it can be read as words. The classifier is
     trained on other pictures than those that it is judged by (four folds).
 
     Parameters
@@ -457,7 +457,7 @@ def distances(
 ) -> dict[str, Estimate | float]:
     """Measure how far the tokens of a modality are from text, in pairs and as crowds.
 
-    Use it to compare connectors and kinds of data by a row each.
+    Use it for a table with a row for each connector and kind of data.
 
     Parameters
     ----------

@@ -470,11 +470,43 @@ def test_blocks_below_a_layer_run_once_for_each_batch(vlm, samples):
         for hook in hooks:
             hook.remove()
     once = [int(k < L - 1) for k in range(L)]  # no pass starts behind the last layer
-    # two samples to try it on: the whole, on to each layer, and from there on; then the dense
-    # model, and passes that start behind block k
-    assert all_layers == [(1 + once[k] + k) + 1 + once[k] + k for k in range(L)]
+    # two samples to try it on: the whole, and on to each layer; then the dense model, and passes
+    # that start behind block k
+    assert all_layers == [2 + 1 + once[k] + k for k in range(L)]
     assert calls == [1 + once[k] for k in range(L)]  # tried once a model
-    assert pictures == 2
+    assert pictures == 3
+
+
+def test_a_memo_gives_the_same_losses_and_nothing_is_measured_twice(vlm, samples):
+    memo = {}
+    table = layer_importance(vlm, samples, prompt=PROMPT, batch_size=3, memo=memo)
+    n_batches = -(-len(samples) // 3)
+    assert len(memo) == (L + 1) * n_batches
+    calls = []
+    hook = vlm.blocks[L - 1].register_forward_pre_hook(lambda *_: calls.append(1))
+    with hook:
+        again = layer_importance(vlm, samples, prompt=PROMPT, batch_size=3, memo=memo)
+        assert not calls
+        order = greedy_layer_order(vlm, samples, 2, prompt=PROMPT, batch_size=3, memo=memo)
+    assert again.equals(table)
+    assert order == greedy_layer_order(vlm, samples, 2, prompt=PROMPT, batch_size=3)
+    assert len(memo) == (L + 1 + L - 1) * n_batches
+
+
+def test_a_memo_tells_samples_prompts_parts_and_changes_apart(vlm, samples):
+    memo = {}
+    layer_importance(vlm, samples[:2], layers=[2], prompt=PROMPT, memo=memo)
+    for inputs, prompt, part in (
+        (samples[2:4], PROMPT, "block"),
+        (samples[:2], "What colour is the key ?", "block"),
+        (samples[:2], PROMPT, "mlp"),
+    ):
+        fresh = layer_importance(vlm, inputs, None, [2], part, prompt)
+        assert fresh.equals(layer_importance(vlm, inputs, None, [2], part, prompt, memo=memo))
+    with add(vlm, torch.ones(vlm.width), 1):
+        fresh = layer_importance(vlm, samples[:2], layers=[2], prompt=PROMPT)
+        memoised = layer_importance(vlm, samples[:2], layers=[2], prompt=PROMPT, memo=memo)
+    assert fresh.equals(memoised)
 
 
 def test_effects_of_plain_texts_are_transformers_own_losses(vlm):

@@ -20,7 +20,14 @@ from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.methods.probes import deal_folds
 from xlvlms_tutorial.methods.steering import SteeringVectors, selection
 from xlvlms_tutorial.methods.steering.selection import best_setting, separability
-from xlvlms_tutorial.methods.steering.sweep import Replay, Run, fast_layers, first_ids, sweep
+from xlvlms_tutorial.methods.steering.sweep import (
+    Recorded,
+    Replay,
+    Run,
+    fast_layers,
+    first_ids,
+    sweep,
+)
 from xlvlms_tutorial.models import anatomy
 
 # the package offers a function of this name
@@ -384,3 +391,40 @@ def test_nothing_is_chosen_where_nothing_fits():
         best_setting(table(), "hit", ("elsewhere", 1.0))
     with pytest.raises(InputError, match="no row has numbers"):
         best_setting(table(hit=[np.nan] * 4), "hit")
+
+
+def test_recorded_questions_are_steered_as_whole_ones_are(vlm, six):
+    options = {"layers": (1, 3), "strengths": (0.0, -4.0), "answers": True}
+    expected = sweep(vlm, vectors(), six, prompts(6), batch_size=4, **options)
+    recorded = Recorded(vlm, six, prompts(6), layers=[3], batch_size=4)
+    pd.testing.assert_frame_equal(sweep(vlm, vectors(), recorded, **options), expected)
+    rows = [0, 2, 5]
+    part = sweep(vlm, vectors(), recorded.only(rows), **options)
+    for some, everything in zip(part["answers"], expected["answers"], strict=True):
+        assert some == [everything[row] for row in rows]
+    assert set(expected["changed"]) != {0.0}
+
+
+@pytest.mark.parametrize("name, by_row", [("llava", True), ("qwen3_vl", False), ("mllama", False)])
+def test_rows_are_selected_only_where_all_that_was_recorded_has_rows(name, by_row):
+    tiny = case(name)
+    replay = Replay(tiny.vlm, tiny.batch, {1})
+    assert replay.by_row == by_row
+    if by_row:
+        steering = Run("v", vectors(tiny.vlm.width, model=name), 1, 2.0).steering
+        whole = replay.logits(1, steering(tiny.vlm, "all"))
+        part = replay.only([1]).logits(1, steering(tiny.vlm, "all"))
+        torch.testing.assert_close(part, whole[[1]], rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_recorded_is_steered_as_it_was(vlm, six):
+    with add(vlm, noise(32), 1), pytest.raises(InputError, match="recording while add"):
+        Recorded(vlm, six, prompts(6))
+    recorded = Recorded(vlm, six, prompts(6))
+    with add(vlm, noise(32), 1), pytest.raises(InputError, match="before it was changed"):
+        sweep(vlm, vectors(), recorded)
+    with pytest.raises(InputError, match="max_new_tokens"):
+        sweep(vlm, vectors(), recorded, max_new_tokens=2)
+    batch = vlm.batch_of(six, prompts(6))
+    expected = vlm.unembed(recorded.last_states)
+    torch.testing.assert_close(expected, vlm.forward(batch).logits[:, -1], rtol=1e-5, atol=1e-5)

@@ -441,6 +441,22 @@ def test_every_token_is_steered_by_its_own_concept(vlm, batch, min_cosine):
     assert not moved[0, 5] and moved.any()
 
 
+def test_each_sample_of_a_batch_may_have_its_own_strength(vlm, batch):
+    before = read(vlm, batch, 2)[2, "resid_post"]
+    centres, shifts = noise(3, 32), noise(3, 32, seed=1)
+    strengths = torch.arange(float(len(before)))
+    with steer_by_concept(vlm, centres, shifts, 2, strengths):
+        result = read(vlm, batch, 2)[2, "resid_post"]
+    for row, strength in enumerate(strengths.tolist()):
+        expected = looped(before[[row]], centres, shifts, strength, None).float()
+        torch.testing.assert_close(result[[row]], expected, rtol=1e-4, atol=1e-4)
+    with (
+        pytest.raises(InputError, match="3 strengths"),
+        steer_by_concept(vlm, centres, shifts, 2, torch.ones(3)),
+    ):
+        read(vlm, batch, 2)
+
+
 def test_tokens_are_steered_in_decode_steps_as_in_a_prompt(vlm, batch):
     centres, shifts = noise(3, 32), 2 * noise(3, 32, seed=1)
     with steer_by_concept(vlm, centres, shifts, 1, positions="last"):

@@ -3,7 +3,8 @@
 Each layer is left out alone, or layers are left out one after the other, greedily.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import MutableMapping, Sequence
 from math import isfinite
 from weakref import WeakSet
 
@@ -14,6 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from xlvlms_tutorial.activations.activations import WHOLE_BLOCK
+from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import InterventionError
 from xlvlms_tutorial.interventions.overrides import checked_layers
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
@@ -33,9 +36,12 @@ from xlvlms_tutorial.validation import require
 
 # whose logits over the whole vocabulary are in memory together
 _ROWS_AT_ONCE = 512
-# models whose resumed passes were found to agree with whole forwards: to try it costs as much
-# as fifteen forwards
+# models whose resumed passes were found to agree with whole forwards
 _AGREE: WeakSet[VLM] = WeakSet()
+
+# A loss by what was measured: a digest of the batch and of what is in force, the part, and the
+# layers that are left out
+Memo = MutableMapping[tuple[str, str, frozenset[int]], float]
 
 
 def layer_importance(
@@ -48,6 +54,7 @@ def layer_importance(
     *,
     batch_size: int = 16,
     progress: bool = False,
+    memo: Memo | None = None,
 ) -> pd.DataFrame:
     """Measure how much the loss increases when each layer alone is left out.
 
@@ -75,6 +82,9 @@ def layer_importance(
         How many samples go through the model together.
     progress : bool
         Whether to show a progress bar.
+    memo : dict, optional
+        Keeps the losses that are measured; what it holds is not measured again. Give the same dict
+        to several calls on one model that have batches in common.
 
     Returns
     -------
@@ -109,7 +119,7 @@ def layer_importance(
     """
     selected = _sorted_layers(vlm, layers)
     require(selected, "no layers", "give one or more, or None for all")
-    losses = _Losses(vlm, samples, answers, prompt, batch_size, part)
+    losses = _Losses(vlm, samples, answers, prompt, batch_size, part, memo)
     total = len(selected) * len(losses.passes)
     with tqdm(total=total, desc="effects", unit="pass", leave=False, disable=not progress) as bar:
         values = losses.without((), selected, bar)
@@ -130,6 +140,7 @@ def greedy_layer_order(
     *,
     batch_size: int = 16,
     progress: bool = False,
+    memo: Memo | None = None,
 ) -> list[int]:
     """Order layers by leaving out, one after the other, the one that costs the least.
 
@@ -160,6 +171,9 @@ def greedy_layer_order(
         How many samples go through the model together.
     progress : bool
         Whether to show a progress bar.
+    memo : dict, optional
+        Keeps the losses that are measured; what it holds is not measured again. That of
+        :func:`layer_importance` on the same samples saves the first step.
 
     Returns
     -------
@@ -187,7 +201,7 @@ def greedy_layer_order(
     remaining = _sorted_layers(vlm, candidates)
     maximum = min(len(remaining), vlm.n_layers - (part == "block"))
     require(1 <= k <= maximum, f"{k} of {len(remaining)} candidates", f"give 1 to {maximum}")
-    losses = _Losses(vlm, samples, answers, prompt, batch_size, part)
+    losses = _Losses(vlm, samples, answers, prompt, batch_size, part, memo)
     order: list[int] = []
     n_trials = sum(len(remaining) - step for step in range(k))
     total = n_trials * len(losses.passes)
@@ -220,6 +234,7 @@ class _Losses:
         prompt: Prompts,
         batch_size: int,
         part: str,
+        memo: Memo | None = None,
     ) -> None:
         if part not in PARTS:
             raise InterventionError(f"unknown part {part!r}", f"allowed: {', '.join(PARTS)}")
@@ -227,13 +242,14 @@ class _Losses:
         texts = _answers_with_eos(vlm, samples, answers)
         self.vlm = vlm
         self.part = part
+        self.memo = {} if memo is None else memo
         inputs = list(batches(vlm, samples, prompt, texts, batch_size=batch_size))
         first_texts = None if texts is None else texts[:2]
         trial = next(batches(vlm, samples[:2], prompt, first_texts))
         resumes = _resumable(vlm, trial)
         self.passes = [_Pass(vlm, batch, resumes) for batch in inputs]
         self.n = sum(len(run.targets) for run in self.passes)
-        self.dense = sum(run.loss() for run in self.passes) / self.n
+        self.dense = sum(self._loss(run, frozenset()) for run in self.passes) / self.n
 
     def without(self, skipped: Sequence[int], layers: Sequence[int], bar: tqdm) -> list[float]:
         """The losses without the skipped layers and each of ``layers``, which are in order.
@@ -245,11 +261,18 @@ class _Losses:
             run.restart()
             with skip(self.vlm, list(skipped), self.part):
                 for k, layer in enumerate(layers):
-                    run.advance(layer - 1)
-                    with skip(self.vlm, layer, self.part):
-                        totals[k] += run.loss()
+                    totals[k] += self._loss(run, frozenset((*skipped, layer)), layer)
                     bar.update()
         return (totals / self.n).tolist()
+
+    def _loss(self, run: "_Pass", skipped: frozenset[int], layer: int | None = None) -> float:
+        """The summed loss of a batch without the skipped layers, of which ``layer`` runs still."""
+        key = (run.digest, self.part, skipped)
+        if key not in self.memo:
+            run.advance(0 if layer is None else layer - 1)
+            with skip(self.vlm, [] if layer is None else [layer], self.part):
+                self.memo[key] = run.loss()
+        return self.memo[key]
 
 
 class _Pass(Resumable):
@@ -265,6 +288,7 @@ class _Pass(Resumable):
         # that nothing is rolled round to the end of a row
         self.predicting: Bool[Tensor, "b t"] = torch.roll(mask, -1, dims=1)
         self.targets = batch["input_ids"][mask]
+        self.digest = _digest(vlm, batch)
         self.restart()
 
     def restart(self) -> None:
@@ -311,16 +335,36 @@ def _resumable(vlm: VLM, batch: Batch) -> bool:
 
 
 def _agree(vlm: VLM, batch: Batch) -> bool:
-    """Try a pass from each layer on against a whole forward."""
+    """Try each block alone, on what enters it, against the states of a whole forward.
+
+    A pass that starts below runs more blocks, and so has all that this one has.
+    """
+    layers = range(1, vlm.n_layers + 1)
+    whole = read(vlm, batch, layers)
     run = _Pass(vlm, batch)
-    expected = run.end()
-    if not torch.isfinite(expected).all():  # the error comes where the loss is computed
-        return False
-    for layer in range(1, vlm.n_layers):
+    for layer in layers:
+        expected = whole[layer, WHOLE_BLOCK]
+        if not torch.isfinite(expected).all():  # the error comes where the loss is computed
+            return False
         run.advance(layer)
-        if not same_up_to_rounding(run.end(), expected, vlm.dtype):
+        if not same_up_to_rounding(run.states, expected, vlm.dtype):
             return False
     return True
+
+
+def _digest(vlm: VLM, batch: Batch) -> str:
+    """What tells a batch, in a model with what is in force, from any other."""
+    digest = hashlib.blake2b(repr((vlm.name, vlm.active)).encode(), digest_size=16)
+    for name in sorted(batch):
+        digest.update(name.encode())
+        value = batch[name]
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        else:
+            value = repr(value).encode()
+        digest.update(value)
+    digest.update(batch.spans.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _target_mask(batch: Batch) -> Bool[Tensor, "b t"]:

@@ -25,6 +25,10 @@ from xlvlms_tutorial.methods.steering.logit_bias import (
     logit_bias,
     mean_logits_bias,
 )
+from xlvlms_tutorial.methods.steering.representation_tuning import (
+    RepresentationTuning,
+    load_tuning,
+)
 from xlvlms_tutorial.methods.steering.selection import best_setting, separability
 from xlvlms_tutorial.methods.steering.shifts import (
     by_class,
@@ -34,7 +38,7 @@ from xlvlms_tutorial.methods.steering.shifts import (
     random_shifts,
     remaining,
 )
-from xlvlms_tutorial.methods.steering.sweep import sweep
+from xlvlms_tutorial.methods.steering.sweep import Recorded, Run, sweep
 from xlvlms_tutorial.methods.steering.vectors import (
     SteeringVectors,
     load_vectors,
@@ -47,6 +51,9 @@ __all__ = [
     "ConceptVectors",
     "LearnedSteering",
     "ProbeSteering",
+    "Recorded",
+    "Run",
+    "RepresentationTuning",
     "SteeringVectors",
     "balanced_threshold",
     "best_setting",
@@ -55,6 +62,7 @@ __all__ = [
     "contrast_shifts",
     "first_pieces",
     "load_steering",
+    "load_tuning",
     "load_vectors",
     "logit_bias",
     "mean_difference",

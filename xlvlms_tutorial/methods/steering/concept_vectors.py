@@ -8,7 +8,6 @@ and is applied only where concept i is active.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import isfinite
 from numbers import Integral
 
 import numpy as np
@@ -262,7 +261,7 @@ def steer_by_concept(
     centres: Float[Tensor, "k d"],
     shifts: Float[Tensor, "m _"],
     layer: int,
-    strength: float = 1.0,
+    strength: float | Float[Tensor, "b"] = 1.0,
     positions: Positions = "all",
     min_cosine: float | None = None,
 ) -> Iterator[None]:
@@ -282,8 +281,9 @@ def steer_by_concept(
         What is added to the tokens of each concept; a row of zeros leaves them as they are.
     layer : int
         The layer of the residual stream that is changed, 0 to L.
-    strength : float
-        The factor :math:`\alpha` of the shifts; by default 1.
+    strength : float or tensor (b,)
+        The factor :math:`\alpha` of the shifts, one for all samples of a batch or one for each; by
+        default 1.
     positions : str, tuple of str, or mask (b, t)
         Which tokens may be steered, as for :meth:`SteeringVectors.apply`: by default "all".
     min_cosine : float, optional
@@ -316,13 +316,19 @@ def steer_by_concept(
     _require_usable(vlm, centres, shifts, strength, min_cosine)
     centres = centres.detach().to(vlm.device, torch.float32)
     unit = torch.nn.functional.normalize(centres, dim=1)
-    moves = strength * shifts.detach().to(vlm.device, torch.float32)
+    moves = shifts.detach().to(vlm.device, torch.float32)
+    factors = torch.as_tensor(strength, dtype=torch.float32).reshape(-1, 1, 1)
 
     def change(states: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         wide = states.float()
         products = wide @ unit.to(states.device).T
         best, nearest = products.max(dim=-1)
-        shift = moves.to(states.device)[nearest]
+        require(
+            len(factors) in (1, len(states)),
+            f"{len(factors)} strengths for a batch of {len(states)}",
+            "give one, or one for each sample",
+        )
+        shift = factors.to(states.device) * moves.to(states.device)[nearest]
         if min_cosine is not None:  # best is the cosine times the state's norm
             near = best >= min_cosine * wide.norm(dim=-1)
             shift = shift * near[..., None]
@@ -333,7 +339,7 @@ def steer_by_concept(
 
 
 def _require_usable(
-    vlm: VLM, centres: Tensor, shifts: Tensor, strength: float, min_cosine: float | None
+    vlm: VLM, centres: Tensor, shifts: Tensor, strength: float | Tensor, min_cosine: float | None
 ) -> None:
     """Refuse centres and shifts that do not fit each other or the model, or change nothing."""
     require_equal(
@@ -356,8 +362,9 @@ def _require_usable(
         "centres or shifts from which nothing can be steered",
         "give finite numbers, centres with a direction, and at least one shift that is not zero",
     )
+    finite = bool(torch.as_tensor(strength).isfinite().all())
     require(
-        isfinite(strength) and (min_cosine is None or -1 <= min_cosine <= 1),
+        finite and (min_cosine is None or -1 <= min_cosine <= 1),
         f"strength {strength}, min_cosine {min_cosine}",
         "give a finite strength, and a cosine of -1 to 1 (or None)",
     )

@@ -5,8 +5,10 @@ Each batch is read once, and a steered pass computes only the blocks above its l
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +18,7 @@ from xlvlms_tutorial.activations.hooks import computed, reading
 from xlvlms_tutorial.interventions.overrides import Positions, checked_layers
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.methods.steering.vectors import SteeringVectors
+from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.batching import batches, prompts_of, require_samples
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
@@ -26,6 +29,9 @@ Score = Callable[[list[str]], Mapping[str, float]]
 Vectors = SteeringVectors | Mapping[Hashable, SteeringVectors]
 
 _UNSTEERED = ("generated", "answer")  # positions that leave the first token as it is
+_JOINED = 4  # of how many batches the selected rows make one
+# arguments of models and decoders that have a row for each prompt
+_BY_ROW = {"input_ids", "inputs_embeds", "attention_mask", "pixel_values"}
 
 
 class Run(NamedTuple):
@@ -79,11 +85,130 @@ class Run(NamedTuple):
         return self.vectors.apply(vlm, self.layer, self.strength, positions)
 
 
+class Recorded:
+    """Questions that ran once without steering, to be steered many times.
+
+    Use it in place of samples where several sweeps ask the same questions: vision tower, connector
+    and unsteered blocks run once for all of them. :func:`sweep` verifies on two samples that passes
+    may start at a layer; it takes first-token answers only.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model, with nothing that changes it in force.
+    samples : sequence of Sample
+        The samples that are asked about.
+    prompts : str or sequence of str
+        One question for all samples, or one for each.
+    layers : collection of int
+        Layers whose activations (b, t, d) are held from the first pass on; by default none. Others
+        are read when a sweep first needs them.
+    batch_size : int
+        The number of samples that go through the model together; by default 16.
+
+    Attributes
+    ----------
+    samples : list of Sample
+        What was asked about.
+    order : list of int
+        The numbers of the samples in the order of the batches, short questions first.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.steering import Recorded, SteeringVectors, sweep
+    >>> recorded = Recorded(vlm, samples, "What colour is the sky?")
+    >>> vectors = SteeringVectors({29: torch.ones(vlm.width)}, {"model": vlm.name})
+    >>> sweep(vlm, vectors, recorded, strengths=(0.0, 4.0))["changed"][0].item()
+    0.0
+    >>> sweep(vlm, vectors, recorded.only([0, 2]))["n"].item()
+    2
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        samples: Sequence[Sample],
+        prompts: str | Sequence[str],
+        layers: Collection[int] = (),
+        batch_size: int = 16,
+    ) -> None:
+        require(
+            not vlm.active,
+            f"recording while {', '.join(vlm.active)} is in force",
+            "record the model as it is, outside of the block",
+        )
+        self.vlm = vlm
+        self.batch_size = batch_size
+        self.samples = list(samples)
+        _check(self.samples, "all", None, batch_size)
+        self.questions = prompts_of(self.samples, prompts)
+        self.resumes: dict[int, bool] = {}
+        # batches of questions that are about as long hold little padding
+        lengths = list(map(len, self.questions))
+        self.order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        ordered = [self.samples[number] for number in self.order]
+        texts = [self.questions[number] for number in self.order]
+        self.replays = []
+        for batch in batches(vlm, ordered, texts, batch_size=batch_size):
+            self.replays.append(Replay(vlm, batch, {*layers, vlm.n_layers}))
+
+    @property
+    def last_states(self) -> Float[Tensor, "n d"]:
+        """What leaves the last layer at the last position of each prompt, without steering."""
+        last = self.vlm.n_layers
+        states = torch.cat([replay.states[last][:, -1] for replay in self.replays])
+        return states[np.argsort(self.order)]
+
+    @property
+    def base(self) -> Float[Tensor, "n v"]:
+        """The logits of the first token without steering, in the order of the batches."""
+        return torch.cat([replay.base for replay in self.replays])
+
+    def only(self, rows: Sequence[int]) -> "Recorded":
+        """Return some of the questions, without running them again where the model allows it.
+
+        It runs them again for models whose decoder gets more than a row for each prompt.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Their numbers, from 0, in ascending order.
+
+        Returns
+        -------
+        Recorded
+            These questions; activations are copies.
+        """
+        rows = sorted(rows)
+        samples = [self.samples[row] for row in rows]
+        questions = [self.questions[row] for row in rows]
+        if not all(replay.by_row for replay in self.replays):
+            return Recorded(self.vlm, samples, questions, (), self.batch_size)
+        part = copy(self)
+        part.samples = samples
+        part.questions = questions
+        parts = []
+        part.order = []
+        start = 0
+        for replay in self.replays:
+            numbers = self.order[start : start + len(replay.base)]
+            inside = [row for row, number in enumerate(numbers) if number in rows]
+            if inside:
+                parts.append(replay.only(inside))
+                part.order += [rows.index(numbers[row]) for row in inside]
+            start += len(numbers)
+        part.replays = []
+        for first in range(0, len(parts), _JOINED):
+            part.replays.append(Replay.joined(parts[first : first + _JOINED]))
+        return part
+
+
 def sweep(
     vlm: VLM,
     vectors: Vectors,
-    samples: Sequence[Sample],
-    prompts: str | Sequence[str],
+    samples: Sequence[Sample] | Recorded,
+    prompts: str | Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     strengths: Sequence[float] = (1.0,),
     score: Score | None = None,
@@ -108,10 +233,11 @@ def sweep(
         The model that is steered.
     vectors : SteeringVectors, or mapping of SteeringVectors
         The vectors to steer by, or several by name, for a column ``vector``.
-    samples : sequence of Sample
-        The samples that are asked about.
-    prompts : str or sequence of str
-        One question for all samples, or one for each.
+    samples : sequence of Sample, or Recorded
+        The samples that are asked about, or what was recorded of them once for several sweeps.
+    prompts : str or sequence of str, optional
+        One question for all samples, or one for each; by default that for what a sample shows. What
+        was recorded has its own.
     layers : sequence of int, optional
         The layers that are tried, 0 to L. None (the default) tries all with a vector that is not
         zero.
@@ -161,30 +287,43 @@ def sweep(
     >>> table["changed"][0].item()
     0.0
     """
-    samples = list(samples)
+    if isinstance(samples, Recorded):
+        recorded, samples, questions = samples, samples.samples, samples.questions
+    else:
+        recorded, samples = None, list(samples)
+        questions = prompts_of(samples, prompts)
     _check(samples, positions, max_new_tokens, batch_size)
-    questions = prompts_of(samples, prompts)
+    _check_recorded(vlm, recorded, prompts, max_new_tokens)
     settings = _settings(vlm, vectors, layers, strengths)
     resumable: set[int] = set()
     if max_new_tokens is None:
         steered = {run.layer for run in settings}
-        resumable = _fast_layers(vlm, samples, questions, steered)
+        checked = {} if recorded is None else recorded.resumes
+        if unchecked := steered - set(checked):
+            fast = _fast_layers(vlm, samples, questions, unchecked)
+            checked.update({layer: layer in fast for layer in unchecked})
+        resumable = {layer for layer in steered if checked[layer]}
     texts: list[list[str]] = [[] for _ in range(len(settings) + 1)]  # first those unsteered
-    inputs = batches(
-        vlm, samples, questions, batch_size=batch_size, progress=progress, desc="sweep"
-    )
-    for batch in inputs:
-        answer_ids = _answer_ids(vlm, batch, settings, positions, resumable, max_new_tokens)
+    if recorded is None:
+        inputs = batches(
+            vlm, samples, questions, batch_size=batch_size, progress=progress, desc="sweep"
+        )
+    else:
+        inputs = recorded.replays
+    for part in inputs:
+        answer_ids = _answer_ids(vlm, part, settings, positions, resumable, max_new_tokens)
         for run_texts, ids in zip(texts, answer_ids, strict=True):
             decoded = vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
             run_texts.extend(map(str.strip, decoded))
+    if recorded is not None:
+        texts = [[run_texts[row] for row in np.argsort(recorded.order)] for run_texts in texts]
     named = not isinstance(vectors, SteeringVectors)
     return _table(settings, texts, score, answers, named)
 
 
 def first_ids(
     vlm: VLM,
-    batch: Batch,
+    batch: "Batch | Replay",
     runs: Sequence[Run],
     positions: Positions = "all",
     fast: Collection[int] = (),
@@ -195,8 +334,8 @@ def first_ids(
     ----------
     vlm : VLM
         The model that is steered.
-    batch : Batch
-        Prompts of one batch.
+    batch : Batch or Replay
+        Prompts of one batch, or what was recorded of them.
     runs : sequence of Run
         The ways to steer.
     positions : str, tuple of str, or mask (b, t)
@@ -210,7 +349,12 @@ def first_ids(
         Token ids.
     """
     steered = {run.layer for run in runs if run.strength}
-    replay = Replay(vlm, batch, set(fast) & steered)
+    layers = set(fast) & steered
+    if isinstance(batch, Replay):
+        replay = batch
+        replay.hold(layers)
+    else:
+        replay = Replay(vlm, batch, layers)
     base = replay.base.argmax(dim=-1)
     yield base
     for run in runs:
@@ -220,7 +364,8 @@ def first_ids(
             yield replay.logits(run.layer, run.steering(vlm, positions)).argmax(dim=-1)
         else:
             with run.steering(vlm, positions):
-                yield replay.forward().argmax(dim=-1)
+                logits = vlm.forward(replay.batch, logits=False, use_cache=False).logits
+            yield logits[:, -1].float().argmax(dim=-1)
 
 
 class Replay(Resumable):
@@ -249,7 +394,93 @@ class Replay(Resumable):
         super().__init__(vlm, batch)
         with reading(vlm, layers) if layers else nullcontext({}) as parts:
             self.base = self.forward()
-        self.states = {}
+        self.states: dict[int, Tensor] = {}
+        self._take(parts)
+
+    @torch.no_grad()
+    def hold(self, layers: Collection[int]) -> None:
+        """Read the activations at these layers, unless they are held already."""
+        missing = set(layers) - set(self.states)
+        if missing:
+            (args, kwargs), *_ = self.calls
+            with reading(self.vlm, missing, stop=True) as parts, self.vlm.run(self.batch):
+                anatomy.decoder(self.vlm.model)(*args, **kwargs)
+            self._take(parts)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether everything recorded has a row for each prompt, so that rows can be selected."""
+        n = len(self.base)
+        if len(self.calls) != 1 or self.calls[0][0]:
+            return False
+        for values in (self.batch, self.calls[0][1]):
+            for name, value in values.items():
+                if not isinstance(value, Tensor):
+                    continue
+                if name not in _BY_ROW or len(value) != n:
+                    return False
+        return True
+
+    def only(self, rows: Sequence[int]) -> "Replay":
+        """Return what was recorded of some rows of the batch, where there is a row a prompt."""
+        n = len(self.base)
+
+        def selected(value: object) -> object:
+            per_row = isinstance(value, Tensor) and value.ndim and len(value) == n
+            return value[list(rows)] if per_row else value
+
+        return self._mapped(selected)
+
+    def widened(self, width: int) -> "Replay":
+        """Return what was recorded with more padding on the left, up to a number of positions."""
+        length = self.batch.spans.shape[1]
+        if length == width:
+            return self
+
+        def padded(value: object) -> object:
+            per_position = isinstance(value, Tensor) and value.shape[1:2] == (length,)
+            if not per_position:
+                return value
+            padding = value.new_zeros((len(value), width - length, *value.shape[2:]))
+            return torch.cat([padding, value], dim=1)
+
+        return self._mapped(padded)
+
+    @staticmethod
+    def joined(parts: Sequence["Replay"]) -> "Replay":
+        """Return what was recorded of several batches as one batch."""
+        width = max(part.batch.spans.shape[1] for part in parts)
+        first, *further = [part.widened(width) for part in parts]
+
+        def together(value: object, *values: object) -> object:
+            per_row = isinstance(value, Tensor) and value.ndim and len(value) == len(first.base)
+            return torch.cat([value, *values]) if per_row else value
+
+        return first._mapped(together, further) if further else first
+
+    def _mapped(self, change: Callable, further: Sequence["Replay"] = ()) -> "Replay":
+        """A copy in which all that has a row a prompt is changed, with that of further batches."""
+        args, kwargs = self.calls[0]
+        keywords = {}
+        for name, value in kwargs.items():
+            several = [part.calls[0][1][name] for part in further]
+            keywords[name] = change(value, *several) if name in _BY_ROW else value
+        inputs = {}
+        for name, value in self.batch.items():
+            inputs[name] = change(value, *(part.batch[name] for part in further))
+        part = copy(self)
+        part.batch = Batch(inputs)
+        part.batch.spans = change(self.batch.spans, *(part.batch.spans for part in further))
+        part.calls = [(args, keywords)]
+        part.base = change(self.base, *(part.base for part in further))
+        part.states = {}
+        for layer in set(self.states).intersection(*(part.states for part in further)):
+            part.states[layer] = change(
+                self.states[layer], *(part.states[layer] for part in further)
+            )
+        return part
+
+    def _take(self, parts: Mapping[tuple[int, str], list[Tensor]]) -> None:
         for (layer, _), blocks in computed(parts).items():
             self.states[layer] = blocks[0]
 
@@ -312,7 +543,7 @@ def _fast_layers(
 
 def _answer_ids(
     vlm: VLM,
-    batch: Batch,
+    batch: "Batch | Replay",
     settings: list[Run],
     positions: Positions,
     resumable: set[int],
@@ -351,6 +582,27 @@ def _check(
         max_new_tokens is not None or not named <= set(_UNSTEERED),
         f"positions {positions!r} leave the first token as it is",
         "give max_new_tokens, or other positions",
+    )
+
+
+def _check_recorded(
+    vlm: VLM,
+    recorded: Recorded | None,
+    prompts: str | Sequence[str] | None,
+    max_new_tokens: int | None,
+) -> None:
+    """Refuse what recorded questions cannot give."""
+    if recorded is None:
+        return
+    require(
+        prompts is None and max_new_tokens is None,
+        "recorded questions with prompts or max_new_tokens",
+        "give samples, to ask something else or to generate",
+    )
+    require(
+        recorded.vlm is vlm and not vlm.active,
+        "questions that were recorded of another model, or before it was changed",
+        "give samples, or the model as it was",
     )
 
 
