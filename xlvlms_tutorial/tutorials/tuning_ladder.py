@@ -3,8 +3,8 @@
 The rungs go from a learned constant to LoRA of all blocks. All learn the second behaviour of
 ``learned_steering`` from the same questions in as many steps, each with the learning rate that
 validation prefers. ``python -m xlvlms_tutorial.tutorials.tuning_ladder`` trains and measures them,
-and goes on where it was stopped; :func:`ladder` and :func:`margins` read what it writes. The package
-has no such records yet: it takes an hour of a core.
+and goes on where it was stopped. :func:`ladder` and :func:`margins` read what it writes. No such
+records are shipped yet: to make them takes an hour of a core.
 """
 
 import re
