@@ -59,8 +59,6 @@ class ProbeSteering:
     ----------
     classes : list
         The classes, in the order of the probe.
-    n_parameters : int
-        The numbers that the probe and its vectors have.
 
     Examples
     --------
