@@ -28,7 +28,6 @@ from xlvlms_tutorial.methods.steering import (
 )
 from xlvlms_tutorial.methods.steering.sweep import Replay
 from xlvlms_tutorial.metrics import Estimate, answer_table, bootstrap, difference
-from xlvlms_tutorial.models.pictures import remember_pictures
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.tutorials.experiments import balanced_questions
 from xlvlms_tutorial.validation import require
@@ -128,7 +127,6 @@ class Study:
         seed: int = 0,
         steered_at: Sequence[float] = (),
     ) -> None:
-        remember_pictures(vlm)
         self.vlm = vlm
         self._held = self.layers(steered_at)
         self._recorded: list[Recorded] = []

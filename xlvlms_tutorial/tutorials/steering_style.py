@@ -27,7 +27,6 @@ from xlvlms_tutorial.metrics import (
     style_rate,
     style_share,
 )
-from xlvlms_tutorial.models.pictures import remember_pictures
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.tutorials.experiments import describe, describe_steered
 from xlvlms_tutorial.validation import require_one_of
@@ -168,7 +167,6 @@ def study(
     ([15], 4, 2)
     """
     vlm = load(model)
-    remember_pictures(vlm)
     parts = []
     for split, n in zip(("train", "validation", "test"), sizes, strict=True):
         samples = load_samples(dataset, n, split, seed)
