@@ -78,6 +78,9 @@ def onednn_is_faster() -> bool:
     """Tell whether this is a processor of AMD of which torch uses AVX-512."""
     if not torch.backends.mkldnn.is_available():
         return False
+    # not offered to users by torch, so a later release may lack it
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     processor = _CPU_INFO.read_text() if _CPU_INFO.exists() else platform.processor()
