@@ -80,7 +80,7 @@ def fingerprint(tensor: Tensor) -> bytes:
     Parameters
     ----------
     tensor : Tensor
-        A tensor on the CPU.
+        A tensor, on any device.
 
     Returns
     -------
@@ -95,5 +95,5 @@ def fingerprint(tensor: Tensor) -> bytes:
     True
     """
     digest = hashlib.blake2b(f"{tuple(tensor.shape)} {tensor.dtype}".encode(), digest_size=16)
-    digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.digest()

@@ -25,8 +25,8 @@ from xlvlms_tutorial.activations.hooks import (
     span_mask,
 )
 from xlvlms_tutorial.errors import InputError
+from xlvlms_tutorial.memory import fingerprint
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.pictures import picture_digest
 from xlvlms_tutorial.models.sharing import beginnings, common_beginning, continued, shareable
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, find_words
 from xlvlms_tutorial.models.vlm import VLM
@@ -217,8 +217,9 @@ def _after_pictures(vlm: VLM, batch: Batch, selection: Selection) -> dict[Key, T
     first_of: dict[bytes, int] = {}
     numbers = []
     for row, picture in enumerate(batch["pixel_values"]):
-        first_of.setdefault(picture_digest(picture), row)
-        numbers.append(list(first_of).index(picture_digest(picture)))
+        key = fingerprint(picture)
+        first_of.setdefault(key, row)
+        numbers.append(list(first_of).index(key))
     start = common_beginning(batch)
     n = len(start)
     if len(first_of) == len(numbers) or not n:
