@@ -449,7 +449,7 @@ def score_all(asked: Quiz, answers: Mapping[str, Sequence[str]], seed: int = 0) 
     --------
     >>> from xlvlms_tutorial.tutorials.hallucination import quiz, score_all
     >>> asked = quiz(samples)
-    >>> score_all(asked, {"always": ["yes"] * len(asked)}).loc["always", "recall"]
+    >>> float(score_all(asked, {"always": ["yes"] * len(asked)}).loc["always", "recall"])
     1.0
     """
     rows = {}
