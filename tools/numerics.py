@@ -38,7 +38,7 @@ from tools.pair import checked, text_of
 from xlvlms_tutorial.claims import spread
 from xlvlms_tutorial.claims.checks import read_checks
 from xlvlms_tutorial.claims.claims import claim, verdict
-from xlvlms_tutorial.io import write_json
+from xlvlms_tutorial.io import read_json, write_json
 from xlvlms_tutorial.metrics.intervals import Estimate
 
 FOLDER = BUILD / "numerics"
@@ -239,16 +239,21 @@ def table(pages: list[Path]) -> pd.DataFrame:
 def moved(pages: list[Path]) -> dict[str, list[dict]]:
     """The measurements that differ between settings by more than rounding.
 
-    With what they were under each.
+    With what they were under each. Those of a page that was not executed here stay as they are in
+    the package.
     """
     moving = {}
+    absent = {page.stem for page in pages if not results(page)}
+    for name, estimates in (read_json(spread.FILE) if spread.FILE.exists() else {}).items():
+        if name.split(" | ")[spread.KEY.index("chapter")] in absent:
+            moving[name] = estimates
     for page in pages:
         several = [measured(result) for result in results(page).values()]
         for name in sorted(set().union(*several)):
             estimates = [one[name] for one in several if name in one]
             if spread.moved(estimates) or len(estimates) < len(several):
                 moving[name] = [one.asdict() for one in dict.fromkeys(estimates)]
-    return moving
+    return dict(sorted(moving.items()))
 
 
 def main() -> int:

@@ -117,3 +117,15 @@ def test_what_moved_is_written_in_the_form_that_records_are_joined_with(
         0.1,
         -0.1,
     ]
+
+
+def test_what_is_known_of_pages_that_were_not_executed_stays(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(spread, "FILE", tmp_path / "spread.json")
+    earlier = {"IMA-1 | two | m | d | [0] | ": [{"value": 0.2, "low": 0.1, "high": 0.3, "n": 9}]}
+    stale = {"IMA-1 | one | m | d | [0] | gone": earlier["IMA-1 | two | m | d | [0] | "]}
+    spread.FILE.write_text(json.dumps(earlier | stale), encoding="utf-8")
+    write_result(tmp_path, "native", 0.1)
+    write_result(tmp_path, "avx2", -0.1)
+    entries = numerics.moved([page, page.with_name("two.md")])
+    assert list(entries) == ["IMA-1 | one | m | d | [0] | ", "IMA-1 | two | m | d | [0] | "]
+    assert entries["IMA-1 | two | m | d | [0] | "] == earlier["IMA-1 | two | m | d | [0] | "]
