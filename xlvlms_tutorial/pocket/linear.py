@@ -83,5 +83,7 @@ def onednn_is_faster() -> bool:
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
-    processor = _CPU_INFO.read_text(encoding="utf-8") if _CPU_INFO.exists() else platform.processor()
+    processor = (
+        _CPU_INFO.read_text(encoding="utf-8") if _CPU_INFO.exists() else platform.processor()
+    )
     return "AuthenticAMD" in processor
