@@ -1,12 +1,15 @@
 """What the front doors offer is explained: every argument, what is returned, and an example."""
 
 import inspect
+import pkgutil
 import re
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
+import xlvlms_tutorial
 from tests.support.doors import DOORS
 
 SECTION = re.compile(r"^(Parameters|Returns|Yields|Raises|Examples|Notes)\n-+\n", re.M)
@@ -79,3 +82,17 @@ def test_the_methods_of_what_is_offered_explain_their_arguments(name):
 
 def test_enough_is_offered_for_this_to_mean_something():
     assert len(OFFERED) > 150
+
+
+def test_no_default_is_a_path_of_the_machine():
+    # an API page would show it
+    paths = []
+    for entry in pkgutil.walk_packages(xlvlms_tutorial.__path__, "xlvlms_tutorial."):
+        if entry.name.endswith("__main__"):
+            continue
+        module = import_module(entry.name)
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            for default in inspect.signature(function).parameters.values():
+                if isinstance(default.default, Path) and default.default.is_absolute():
+                    paths.append(f"{entry.name}.{name}: {default.name}")
+    assert paths == []

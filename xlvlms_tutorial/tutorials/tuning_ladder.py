@@ -445,7 +445,7 @@ def _other_questions(n: int) -> list[Sample]:
 
 def run_ladder(
     model: str = "pocket-llava",
-    file: Path = FILE,
+    file: Path | None = None,
     rungs: Sequence[Rung] = RUNGS,
     report: Callable[[str], object] = print,
 ) -> dict[str, object]:
@@ -458,8 +458,8 @@ def run_ladder(
     ----------
     model : str
         As ``load`` takes it.
-    file : Path
-        The records, which are written after each finished run.
+    file : Path, optional
+        The records, which are written after each finished run; by default those of the package.
     rungs : sequence of Rung
         The ways to tune.
     report : callable
@@ -471,6 +471,7 @@ def run_ladder(
         ``settings``, ``base`` (the untuned model) and ``runs``.
     """
     torch.set_num_threads(1)
+    file = file or FILE
     parts = forms(n_test=N_TEST)
     pupil, judge = load(model, dtype="bfloat16"), load(model, dtype="float32")
     settings = {"model": model, "steps": STEPS, "batch_size": BATCH_SIZE, "last": LAST}
@@ -527,13 +528,13 @@ def _run(
     return run | {"seconds": round(float(np.mean(seconds)), 4)} | measured
 
 
-def load_ladder(file: Path = FILE) -> dict[str, object]:
+def load_ladder(file: Path | None = None) -> dict[str, object]:
     """Read the records that :func:`run_ladder` wrote; by default the shipped ones.
 
     Parameters
     ----------
-    file : Path
-        The records.
+    file : Path, optional
+        The records; by default those of the package.
 
     Returns
     -------
@@ -546,7 +547,7 @@ def load_ladder(file: Path = FILE) -> dict[str, object]:
     >>> load_ladder()["settings"]["model"]
     'pocket-llava'
     """
-    return read_json(file)
+    return read_json(file or FILE)
 
 
 def ladder(records: Mapping[str, object] | None = None) -> pd.DataFrame:
