@@ -20,14 +20,14 @@ help:
 	@echo "make test    lint, unit tests, chapters on other models, then every page against its checked outputs; tells the time of each part"
 	@echo "make check   lint and the unit tests that are quick: some five minutes, for those who change code"
 	@echo "make newest  the quick tests in an environment of their own with the newest versions that pyproject.toml allows"
-	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, grounding, pruning, reliability; QUICK=1: a trial)"
+	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, grounding, pruning, reliability, live; QUICK=1: a trial)"
 	@echo "make pictures  draw the pictures of the README anew, from the model and the records of the last build"
 	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: also where only outputs have changed); what the tests ran is not run again"
 	@echo "make api     rewrite the API pages from what the front doors offer"
 	@echo "make numerics  execute all pages as on four kinds of processor into _build/numerics and print what differs (ONLY=page: one of them; WRITE=1: keep what moved in the package); goes on where it was stopped"
 	@echo "make reproduce  run a small grid of chapters on the embedded model into _build/reproduce (eight minutes on two cores); goes on where it was stopped"
 	@echo "make lock    write requirements.lock anew, the hashes of what requirements.txt pins"
-	@echo "make live-check  compare the model of the page \"Live\" with PyTorch: 100 captions, questions, interventions, states (CAPTIONS=10: fewer); needs node"
+	@echo "make live-check  compare the model of the page \"Live\" with PyTorch: 100 captions, questions, interventions, states, a claim of the ledger (CAPTIONS=10: fewer); needs node"
 	@echo "make live-picture  record the page \"Live\" of the built book at work, into assets/live.webp; needs Chromium"
 	@echo "make live-kernels  build live/kernels.wasm from live/kernels.c, with the compiler of live/requirements.txt"
 	@echo "make release say what keeps this state from being a release, or tag it"
@@ -113,6 +113,7 @@ reproduce: $(FETCHED)
 # CAPTIONS reaches the shell as a variable, as above.
 live-check: $(FETCHED)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.live.check --captions "$${CAPTIONS:-100}"
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.live.ledger
 
 live-picture: $(STAMP)
 	@$(PY) -m tools.live.record

@@ -8,6 +8,7 @@ from benchmarks import (
     capture,
     concepts,
     grounding,
+    live,
     pruning,
     reliability,
     skipping,
@@ -30,6 +31,7 @@ SCRIPTS = {
     "grounding": grounding.measure,
     "pruning": pruning.measure,
     "reliability": reliability.measure,
+    "live": live.measure,
 }
 
 if __name__ == "__main__":

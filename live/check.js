@@ -4,7 +4,8 @@
  *   kernels, manifest: files; folders: where the shards lie
  *   pictures: a file of pictures, 256 x 256 x 4 bytes each; vectors: a file of float32, 576 each
  *   asks: [{ picture, question, steer: [{ layer, strength, vector }], skip, states }], numbers into
- *         these files; states: true gives the last position's states of the prompt
+ *         these files; states: true gives the last position's states of the prompt. An answer has
+ *         its tokens as ids and its text
  *   texts: texts to encode and decode; scenes: scenes to draw (scene.js) from `atlas`
  *   damage: a tensor whose blocks are changed after loading, to see that the check can fail
  *   spoil: "once" or "always": the second shard arrives changed
@@ -63,7 +64,7 @@ async function answers(job, model, words) {
       Object.assign(result, { prompt, seen: base64(seen), states: base64(model.lastStates()) });
     }
     const { ids } = await model.answer(words.prompt(question), seen, change);
-    results.push({ ...result, text: words.decode(ids).trim() });
+    results.push({ ...result, ids, text: words.decode(ids).trim() });
   }
   return results;
 }

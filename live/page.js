@@ -7,7 +7,6 @@
 "use strict";
 
 const DESCRIBE = "Describe the picture.";
-const NEEDED = 1; // GB that a device must say it has; the page takes half of one
 const PRESETS = {
   "Woman and keys": { place: "sand", time: "day", things: ["woman standing 0", "red key 72", "red key 72"] },
   "Zombie on the sand": { place: "sand", time: "night", things: ["zombie walking 0", "cactus 72"] },
@@ -21,23 +20,12 @@ const scene = { place: "sand", time: "day", things: [] };
 let atlas = null;
 let own = null; // rgba of the reader's own picture
 let chosen = null; // the thing that buttons and keys move
-let worker = null;
+let client = null;
 let ready = false;
 let turn = 0;
 let said = []; // { word, milliseconds, multiplications, column } of the answer
 
 // ---- the picture ----
-
-async function decodedAtlas({ image, ...rest }) {
-  const picture = new Image();
-  picture.src = image;
-  await picture.decode();
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [picture.width, picture.height];
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(picture, 0, 0);
-  return { ...rest, pixels: context.getImageData(0, 0, picture.width, picture.height).data };
-}
 
 const rgba = () => own ?? compose(atlas, scene);
 
@@ -119,22 +107,6 @@ async function takeFile(file) {
 
 // ---- the model ----
 
-const fromBase64 = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-const megabytes = () => Math.round(LIVE.manifest.shards.reduce((sum, { bytes }) => sum + bytes, 0) / 1e6);
-
-// Why the model cannot run here, in words; null where it can
-function obstacle() {
-  if (typeof LIVE === "undefined") return "The data of this page is missing: build the book with `make book`.";
-  if (LIVE.missing) return `The model was not packed when this book was built: ${LIVE.missing}`;
-  if (typeof WebAssembly === "undefined" || !WebAssembly.validate(fromBase64(LIVE.kernels))) {
-    return "This browser has no WebAssembly with 128-bit vectors (SIMD). Chrome 91, Firefox 89 and Safari 16.4 were the first to have it.";
-  }
-  if (navigator.deviceMemory && navigator.deviceMemory < NEEDED) {
-    return `The model takes half a gigabyte of memory, and this device says that it has ${navigator.deviceMemory} GB in all.`;
-  }
-  return null;
-}
-
 function cannot(reason) {
   note("missing", `${reason} Below is a picture of the page at work.`);
   $("recorded").hidden = false;
@@ -150,43 +122,10 @@ function load() {
   $("load").disabled = true;
   $("progress").hidden = false;
   note("state", "Loading the model ...");
-  const source = new Blob([LIVE.worker], { type: "text/javascript" });
-  worker = new Worker(URL.createObjectURL(source));
-  worker.onmessage = ({ data }) => replies[data.kind](data);
-  worker.onerror = (event) => replies.failed({ text: event.message, loading: !ready });
-  const beside = new URL($("load").closest(".live").dataset.folder, location.href).href;
-  const folder = location.protocol.startsWith("http") ? beside : null;
-  const { manifest } = LIVE;
-  worker.postMessage({ kind: "load", kernels: fromBase64(LIVE.kernels), manifest, folder });
-}
-
-/* Opened from disk: a shard is a script that hands its bytes to liveShard. In x-user-defined each
- * byte is one character, whose lowest eight bits are the byte. */
-function loadScript({ k, again }) {
-  const { file, sha256 } = LIVE.manifest.shards[k];
-  const script = document.createElement("script");
-  script.charset = "x-user-defined";
-  script.src = `${$("load").closest(".live").dataset.folder}${file}${again ? "?again" : ""}`;
-  const send = (bytes) => {
-    script.remove();
-    worker.postMessage({ kind: "shard", k, bytes }, [bytes.buffer]);
-  };
-  let arrived = false;
-  window.liveShard = (name, text) => {
-    if (!sha256.startsWith(name)) return;
-    arrived = true;
-    const bytes = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-    send(bytes);
-  };
-  // a file that was cut is no script any more, and hands over nothing
-  script.onload = () => { if (!arrived) send(new Uint8Array(0)); };
-  script.onerror = () => replies.failed({ text: `${file} is missing beside the page`, loading: true });
-  document.head.append(script);
+  client = new Client($("load").closest(".live").dataset.folder, replies);
 }
 
 const replies = {
-  want: loadScript,
   progress({ share }) {
     $("progress").value = share;
     note("state", `Loading the model: ${Math.round(100 * share)} % of ${megabytes()} MB`);
@@ -195,8 +134,9 @@ const replies = {
     ready = true;
     $("progress").hidden = true;
     $("load").hidden = true;
-    const seconds = (milliseconds / 1000).toFixed(1);
-    note("state", `The model is here: loaded in ${seconds} s, ${Math.round(bytes / 1e6)} MB of memory. It runs in this page and sends nothing.`);
+    const [seconds, size] = [(milliseconds / 1000).toFixed(1), Math.round(bytes / 1e6)];
+    $("load").dataset.loaded = `${seconds} ${size}`; // for benchmarks/live.py
+    note("state", `The model is here: loaded in ${seconds} s, ${size} MB of memory. It runs in this page and sends nothing.`);
     for (const name of ["ask", "to-a", "to-b", "forget"]) $(name).disabled = false;
     ask();
   },
@@ -258,11 +198,11 @@ function ask() {
   const strength = Number($("strength").value);
   const step = { source: $("source").value, target: $("target").value, layer: Number($("layer").value), strength };
   const skip = [...$("blocks").querySelectorAll("input:not(:checked)")].map((box) => Number(box.value));
-  worker.postMessage({ kind: "ask", turn, rgba: rgba(), question, steer: strength ? [step] : [], skip });
+  client.send({ kind: "ask", turn, rgba: rgba(), question, steer: strength ? [step] : [], skip });
 }
 
 function collect(side) {
-  worker.postMessage({ kind: "collect", side, rgba: rgba(), question: DESCRIBE });
+  client.send({ kind: "collect", side, rgba: rgba(), question: DESCRIBE });
 }
 
 // ---- what is shown ----
@@ -489,7 +429,7 @@ function listenToButtons() {
   $("to-a").onclick = () => collect("A");
   $("to-b").onclick = () => collect("B");
   $("forget").onclick = () => {
-    worker.postMessage({ kind: "forget" });
+    client.send({ kind: "forget" });
     for (const side of ["A", "B"]) delete $("own").dataset[side];
     note("own", "A: no picture. B: no picture.");
   };

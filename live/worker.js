@@ -82,7 +82,7 @@ function direction({ source, target, layer, strength }) {
   return { layer, strength, vector: to.map((value, i) => value - from[i]) };
 }
 
-async function ask({ turn, rgba, question, steer, skip }) {
+async function ask({ turn, rgba, question, steer, skip, lens = true }) {
   if (turn !== latest) return;
   const started = performance.now();
   const change = { steer: steer.map(direction), skip: new Set(skip) };
@@ -90,7 +90,7 @@ async function ask({ turn, rgba, question, steer, skip }) {
   let since = started;
   const each = async ({ id, ids, multiplications }) => {
     const milliseconds = performance.now() - since;
-    kept.push({ id, states: model.lastStates() });
+    if (lens) kept.push({ id, states: model.lastStates() });
     const [text, word] = [words.decode(ids), words.decode([id])];
     tell("word", { turn, text, word, milliseconds, multiplications });
     await pause(); // a new question may have come
@@ -101,6 +101,7 @@ async function ask({ turn, rgba, question, steer, skip }) {
   if (turn !== latest) return;
   const milliseconds = performance.now() - started;
   tell("done", { turn, text: words.decode(ids).trim(), ended, milliseconds });
+  if (!lens) return;
   for (const [n, { id, states }] of kept.entries()) {
     const column = model.column(states, id);
     const shown = column.map((row) => ({ ...row, word: words.decode([row.id]) }));

@@ -1,4 +1,4 @@
-"""The live page captions, steers and skips in the built book, and says what is wrong."""
+"""The live model captions, steers and skips in the built book, and says what is wrong."""
 
 import functools
 import http.server
@@ -178,6 +178,52 @@ def test_over_http_a_changed_shard_is_fetched_again_and_the_model_is_kept(contex
     again = LivePage(context, served)
     assert again.load() == SAND  # from the browser's cache: nothing is fetched
     assert len(requests) == 2
+
+
+class Trial:
+    """The small live model inside a chapter."""
+
+    def __init__(self, context, html, page):
+        self.page = context.new_page()
+        self.complaints = []
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto((html / "book" / f"{page}.html").as_uri())
+        self.page.click(".live-try button")
+
+    def answer_after(self, number):
+        done = f"Number(document.querySelector('.live-try').dataset.done ?? 0) > {number}"
+        self.page.wait_for_function(done, timeout=PATIENCE, polling=200)
+        return self.page.locator(".live-try .live-answer").inner_text().strip()
+
+
+def test_a_chapter_steers_when_its_model_is_loaded(context, html):
+    trial = Trial(context, html, "steering-answers")
+    assert "on the sand" in trial.answer_after(0)
+    change = "slider => { slider.value = 1.5; slider.dispatchEvent(new Event('input')); }"
+    trial.page.locator(".live-try input[type=range]").first.evaluate(change)
+    assert "snow" in trial.answer_after(1)
+    assert "invented: snow" in trial.page.locator(".live-try").inner_text()
+    assert trial.complaints == []
+
+
+def test_a_chapter_leaves_blocks_out_when_its_model_is_loaded(context, html):
+    trial = Trial(context, html, "skipping")
+    whole = trial.answer_after(0)
+    trial.page.locator(".live-try input[value='1']").uncheck()
+    assert trial.answer_after(1) != whole
+    trial.page.click("text=All blocks run")
+    assert trial.answer_after(2) == whole
+    trial.page.click("text=Another picture")
+    assert trial.answer_after(3) != whole
+    assert trial.complaints == []
+
+
+def test_a_chapter_says_what_a_device_lacks(context, html):
+    context.add_init_script("WebAssembly.validate = () => false")
+    trial = Trial(context, html, "skipping")
+    reason = "text=This browser has no WebAssembly with 128-bit vectors"
+    trial.page.wait_for_selector(reason, timeout=PATIENCE)
+    assert trial.complaints == []
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def test_a_file_is_copied_where_it_cannot_be_linked(tmp_path, shard, monkeypatch
 
 
 @pytest.mark.skipif(node.node() is None, reason="runs where node is")
-@pytest.mark.parametrize("names", [site.WORKER, site.PAGE], ids=["worker", "page"])
+@pytest.mark.parametrize(
+    "names", [site.WORKER, site.PAGE, site.TRIAL], ids=["worker", "page", "chapter"]
+)
 def test_the_joined_scripts_are_scripts(tmp_path, names):
     file = tmp_path / "joined.js"
     file.write_text(site.joined(names))

@@ -20,7 +20,8 @@ from xlvlms_tutorial.io import write_utf8
 from xlvlms_tutorial.pocket.assets import status
 
 WORKER = ("scene.js", "engine.js", "tower.js", "words.js", "worker.js")
-PAGE = ("scene.js", "page.js")
+PAGE = ("scene.js", "client.js", "page.js")
+TRIAL = ("scene.js", "client.js", "try.js")  # inside a chapter
 FOLDER = Path("_static") / "live"
 NOTICE = """\
 What lies here, and under which licence
@@ -60,7 +61,8 @@ def install(html: Path) -> str | None:
         missing = content["missing"] = str(error)
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     write_utf8(folder / "data.js", f"const LIVE = {data};\n")
-    write_utf8(folder / "page.js", f"(() => {{\n{joined(PAGE)}\n}})();\n")
+    for name, scripts in {"page.js": PAGE, "try.js": TRIAL}.items():
+        write_utf8(folder / name, f"(() => {{\n{joined(scripts)}\n}})();\n")
     shutil.copyfile(SOURCE / "live.css", folder / "live.css")
     wanted = {file.name for file in files}
     for old in folder.glob("[0-9a-f]" * 16 + ".js"):
