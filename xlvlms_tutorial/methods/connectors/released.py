@@ -41,7 +41,9 @@ _IMAGE_QUESTIONS = ("steering-answers", "steering-limits")
 class ReleasedConnector:
     """A connector from a released file, and what the file says of its training.
 
-    Attributes
+    :func:`load_released` gives it.
+
+    Parameters
     ----------
     connector : QueryConnector
         The connector, float32, frozen.
@@ -49,6 +51,13 @@ class ReleasedConnector:
         The configuration that the file holds, as the authors' code wrote it.
     epoch : int or None
         The epoch after which it was saved.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.connectors import QueryConnector, ReleasedConnector
+    >>> released = ReleasedConnector(QueryConnector(8, 8), {"vis_tokens": "all"}, 12)
+    >>> released.config["vis_tokens"]
+    'all'
     """
 
     connector: QueryConnector
