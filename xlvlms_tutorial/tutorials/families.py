@@ -12,6 +12,8 @@ from operator import attrgetter
 import pandas as pd
 import torch
 import transformers
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
@@ -21,6 +23,7 @@ from xlvlms_tutorial.metrics import count_flops
 from xlvlms_tutorial.models import VLM, anatomy, support
 from xlvlms_tutorial.tutorials import real_models
 from xlvlms_tutorial.validation import require_counts, require_one_of
+from xlvlms_tutorial.view import plots
 
 PARTS = ("tower", "bridge", "language model")
 _WORDS, _PICTURE = 100, 90  # the small vocabulary, and the id that stands for a picture
@@ -331,7 +334,8 @@ def small(name: str, seed: int = 0, gate: float = 1.0) -> PreTrainedModel:
         torch.manual_seed(seed)
         model = _build(family, family.small)
         for weight_name, weight in model.named_parameters():
-            if "gate" in weight_name and weight.numel() == 1 or "alpha_" in weight_name:
+            # gates of cross-attention; the MLPs have larger ones
+            if weight.numel() == 1 and ("gate" in weight_name or "alpha" in weight_name):
                 weight.fill_(gate)
             elif weight.ndim > 1:
                 weight.normal_(std=1.5 / weight.shape[-1] ** 0.5)
@@ -611,6 +615,63 @@ def reach(model: PreTrainedModel, given: Mapping[str, Tensor]) -> pd.DataFrame:
             rows[layer] = values[1:] if str(layer).startswith("joint") else gaps + values
     table = pd.DataFrame(list(rows.values()), index=list(rows), columns=kinds)
     return table.rename_axis("layer")
+
+
+def draw_reach(table: pd.DataFrame, ax: Axes, title: str) -> Axes:
+    """Draw where a picture has changed the states of a model.
+
+    Use it on what :func:`reach` gives. Layers run downwards; positions are grouped under what
+    stands there.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From :func:`reach`.
+    ax : matplotlib.axes.Axes
+        Where to draw.
+    title : str
+        The name of the model.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import families
+    >>> from xlvlms_tutorial.view import plots
+    >>> figure, (ax,) = plots.panels(1)
+    >>> table = families.reach(families.small("BLIP-2"), families.inputs("BLIP-2"))
+    >>> ax = families.draw_reach(table, ax, "BLIP-2")
+    >>> [label.get_text() for label in ax.get_xticklabels()]
+    ['words', 'picture', 'words']
+    >>> plots.png(figure)[1:4]  # also closes the figure
+    b'PNG'
+    """
+    kinds = list(table.columns)
+    ax.pcolormesh(
+        table.to_numpy(),
+        cmap=ListedColormap(["#dfe3e4", plots.ACCENT]),
+        vmin=0,
+        vmax=1,
+        edgecolors=plots.GROUND,
+        linewidth=1.5,
+    )
+    ax.invert_yaxis()
+    starts = [k for k in range(len(kinds)) if k == 0 or kinds[k] != kinds[k - 1]]
+    ends = [*starts[1:], len(kinds)]
+    names = {"word": "words", "picture": "picture", "mark": "mark"}
+    centres = [(start + end) / 2 for start, end in zip(starts, ends, strict=True)]
+    ax.set_xticks(centres, [names[kinds[start]] for start in starts])
+    for edge in starts[1:]:
+        ax.axvline(edge, color=plots.INK, linewidth=1)
+    labels = [str(layer).replace("joint ", "j") for layer in table.index]
+    ax.set_yticks([k + 0.5 for k in range(len(table))], labels)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.set_title(title)
+    return ax
 
 
 def chapters(model: PreTrainedModel) -> dict[str, str]:
