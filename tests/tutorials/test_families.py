@@ -128,7 +128,7 @@ def test_chapters_follow_from_support():
     assert set(families.chapters(small("CLIP")).values()) == {"does not write"}
     for name in WRITING:
         answers = families.chapters(small(name))
-        positions = answers.pop("alignment, vocabulary, alignment score")
+        positions = answers.pop("alignment, vocabulary")
         assert positions == ("no positions" if FAMILIES[name].way == "across" else "yes")
         assert set(answers.values()) == {"yes"}
 

@@ -287,13 +287,12 @@ _PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # What each group of chapters asks of a model: an action and a site, or positions of the picture
 NEEDS: dict[str, tuple[str, str]] = {
-    "alignment, vocabulary, alignment score": ("positions", "image"),
-    "concepts, grounding, shift, steering": ("read", "resid_post"),
-    "inside a block": ("read", "resid_mid"),
+    "alignment, vocabulary": ("positions", "image"),
+    "concepts, shift, steering": ("read", "resid_post"),
+    "alignment inside a block": ("read", "resid_mid"),
     "skipping blocks": ("skip", "block"),
     "skipping MLPs": ("skip", "mlp"),
-    "pruning": ("read", "mlp_hidden"),
-    "folding a vector into a bias": ("fold", "mlp"),
+    "pruning by masks": ("read", "mlp_hidden"),
 }
 
 
@@ -661,14 +660,14 @@ def draw_reach(table: pd.DataFrame, ax: Axes, title: str) -> Axes:
     ax.invert_yaxis()
     starts = [k for k in range(len(kinds)) if k == 0 or kinds[k] != kinds[k - 1]]
     ends = [*starts[1:], len(kinds)]
-    names = {"word": "words", "picture": "picture", "mark": "mark"}
     centres = [(start + end) / 2 for start, end in zip(starts, ends, strict=True)]
-    ax.set_xticks(centres, [names[kinds[start]] for start in starts])
+    ax.set_xticks(centres, [kinds[start].replace("word", "words") for start in starts])
     for edge in starts[1:]:
         ax.axvline(edge, color=plots.INK, linewidth=1)
     labels = [str(layer).replace("joint ", "j") for layer in table.index]
     ax.set_yticks([k + 0.5 for k in range(len(table))], labels)
     ax.tick_params(length=0)
+    ax.tick_params(axis="x", labelsize="x-small")
     ax.grid(visible=False)
     ax.set_title(title)
     return ax
@@ -692,7 +691,7 @@ def chapters(model: PreTrainedModel) -> dict[str, str]:
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import families
-    >>> families.chapters(families.small("Llama 3.2"))["alignment, vocabulary, alignment score"]
+    >>> families.chapters(families.small("Llama 3.2"))["alignment, vocabulary"]
     'no positions'
     """
     if not hasattr(model, "generate") or model.config.model_type in ("clip", "flava"):
