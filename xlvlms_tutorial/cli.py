@@ -29,6 +29,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("welcome", "1.2 GB", "10 seconds"),
     ("outside", "1.6 GB", "under 2 minutes"),
     ("inside", "2.1 GB", "under 2 minutes"),
+    ("families", "1.0 GB", "under 1 minute"),
     ("alignment", "2.5 GB", "under 2 minutes"),
     ("vocabulary", "2.1 GB", "under 2 minutes"),
     ("alignment-score", "2.8 GB", "under 2 minutes"),
