@@ -8,6 +8,7 @@ from benchmarks import (
     capture,
     concepts,
     grounding,
+    in_context,
     pruning,
     reliability,
     skipping,
@@ -28,6 +29,7 @@ SCRIPTS = {
     "subnetworks": subnetworks.measure,
     "concepts": concepts.measure,
     "grounding": grounding.measure,
+    "in_context": in_context.measure,
     "pruning": pruning.measure,
     "reliability": reliability.measure,
 }
