@@ -34,6 +34,7 @@ SUBJECTS = {
     "methods.steering": "Methods: steering",
     "methods.decoding": "Methods: contrastive decoding",
     "methods.connectors": "Methods: connectors",
+    "methods.in_context": "Methods: in-context learning",
     "methods.shift": "Methods: fine-tuning shift",
     "methods.merging": "Methods: merging",
     "methods.skipping": "Methods: skipping",

@@ -99,8 +99,9 @@ class Sample:
     id : str
         A name that no other sample of the dataset has.
     source : object
-        A picture as :func:`as_image` takes it, a clip's list of frames, a sound's samples (1-d
-        array), or a function without arguments that makes it when it is used.
+        A picture as :func:`as_image` takes it, or a list of pictures (of none, of several); a
+        clip's list of frames, a sound's samples (1-d array), or a function without arguments that
+        makes it when it is used.
     captions : tuple of str, default ()
         The reference captions.
     questions : tuple of Question, default ()
@@ -130,7 +131,7 @@ class Sample:
 
     @property
     def content(self) -> Image.Image | list[Image.Image] | np.ndarray:
-        """Return the picture in RGB, the clip's frames in RGB, or the sound's samples.
+        """Return the picture (or pictures) or the clip's frames in RGB, or the sound's samples.
 
         Raises
         ------
@@ -138,9 +139,9 @@ class Sample:
             If a picture or a frame cannot be read.
         """
         content = self._opened()
-        if self.modality == "image":
+        if self.modality == "image" and not isinstance(content, (list, tuple)):
             return as_image(content)
-        if self.modality == "video":
+        if self.modality in ("image", "video"):
             return [as_image(frame) for frame in content]
         return as_sound(content)
 

@@ -260,7 +260,7 @@ def test_an_unknown_benchmark_is_refused_with_the_names_there_are(arguments, tmp
     text = " ".join(ran.output.replace("│", " ").split())
     names = (
         "capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, "
-        "grounding, pruning, reliability, live"
+        "grounding, in_context, pruning, reliability, live"
     )
     assert f"there are: {names}." in text
     assert list(tmp_path.iterdir()) == []

@@ -3,18 +3,20 @@
 The 7B shapes are built by the functions that build tiny ones here.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
-from benchmarks import capture, skipping, steering, storing
+from benchmarks import capture, in_context, skipping, steering, storing
 from benchmarks.harness import CPU, Options, Report
 from benchmarks.subjects import Subject, decoder_inputs, llava_shape, qwen2_vl_shape, subjects
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.activations import Activations
 from xlvlms_tutorial.activations.store import ActivationStore
-from xlvlms_tutorial.data import Sample
+from xlvlms_tutorial.data import Question, Sample
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.models import anatomy
@@ -112,6 +114,18 @@ def test_what_is_compared_reads_the_same_states(subject):
     # inputs made by hand: today's way reads their first row again and again
     same = 3 if subject.samples else 1
     torch.testing.assert_close(ours[:same], expected[:same], rtol=1e-4, atol=1e-5)
+
+
+def test_episodes_are_measured(report):
+    subject = with_samples()
+    asked = (Question("colour", "What colour ?", "red"),)
+    samples = [replace(sample, questions=asked) for sample in subject.samples]
+    in_context.about(report, replace(subject, samples=samples), 2)
+    assert len(names(report)) == 1 and len(report.findings) == 3
+    batch = subject.vlm.batch([[sample.image for sample in samples[:2]]], ["What ?"])
+    text = in_context.of_text(subject.vlm, batch)
+    same = text["input_ids"] == batch["input_ids"]
+    assert torch.equal(same, ~batch.mask("image")) and "pixel_values" not in text
 
 
 def test_steering_is_measured(subject, report):

@@ -18,7 +18,7 @@ from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Key
 from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.errors import InputError, LayerError, SpanError
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.spans import SPANS, Batch
+from xlvlms_tutorial.models.spans import SPANS, Batch, kind_of
 from xlvlms_tutorial.models.support import require_hookable, require_support
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.validation import require_one_of
@@ -269,10 +269,11 @@ def span_mask(vlm: VLM, batch: Batch, spans: tuple[str, ...]) -> Bool[Tensor, "b
     """
     absent = set(anatomy.MODALITIES) - set(vlm.placeholders)
     for name in spans:
+        kind, _ = kind_of(name)
         # a model may take clips or sounds in the place of pictures, and only the batch knows that
-        if name in absent and not (batch.spans == SPANS.index(name)).any():
+        if kind in absent and not (batch.spans == SPANS.index(kind)).any():
             reason = "this model takes none"
-            if name == "image" and anatomy.crossing(vlm.model):
+            if kind == "image" and anatomy.crossing(vlm.model):
                 reason = "pictures enter this model by cross-attention and have no positions"
             allowed = [kind for kind in SPANS if kind not in absent]
             raise SpanError(name, reason, allowed)

@@ -16,7 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 from xlvlms_tutorial.activations.clock import Clock as Clock
 from xlvlms_tutorial.errors import InterventionError, LayerError, cannot_fold
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.spans import SPANS, Batch
+from xlvlms_tutorial.models.spans import NUMBERED, SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
 
 _POSITIONS = ("all", "last", "generated", *SPANS[1:-1])
@@ -85,7 +85,7 @@ class Edit:
         by_name = not isinstance(positions, Tensor) and not callable(positions)
         if by_name:
             positions = (positions,) if isinstance(positions, str) else tuple(positions)
-            if not positions or set(positions) - set(_POSITIONS):
+            if not positions or not all(map(_is_known, positions)):
                 raise InterventionError(
                     f"unknown positions {positions!r}",
                     f"allowed: {', '.join(_POSITIONS)}, or a mask (b, t)",
@@ -174,6 +174,11 @@ class Edit:
             self._decided = self.gate(prompt) if callable(self.gate) else self.gate
         decided = self._decided.to(states.device, torch.bool)
         return fit(decided, len(states), "gate")
+
+
+def _is_known(name: str) -> bool:
+    """Whether positions have this name; pictures and earlier turns may be numbered."""
+    return name in _POSITIONS or name.rpartition(" ")[0] in NUMBERED and name[-1].isdecimal()
 
 
 def _unknown_inputs(positions: str) -> InterventionError:
