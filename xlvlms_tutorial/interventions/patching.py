@@ -129,8 +129,8 @@ def patch_spans(
     (Vig et al., 2020, arXiv 2004.12265; Meng et al., 2022, arXiv 2202.05262). Both inputs run once;
     each patched pass starts at its layer from the states that were read there (all of them are held
     on the CPU: layers x b x t x d numbers an input). That this gives the logits of a whole forward
-    is verified at the first and the last layer; where it does not, whole
-    forwards are run.
+    is verified at the first and the last layer between 0 and L; where it does not,
+    whole forwards are run.
 
     Parameters
     ----------
@@ -293,8 +293,9 @@ class _Run:
         self.resumes = True
 
     def check_resuming(self, layers: list[int]) -> None:
-        """Verify at the first and last layer that a resumed pass gives the whole one's logits."""
-        for layer in {min(layers), max(layers)}:
+        """Verify that passes resumed at the outermost inner layers give the whole one's logits."""
+        inner = [layer for layer in layers if 0 < layer < self.vlm.n_layers]
+        for layer in {min(inner), max(inner)} if inner else ():
             logits = self._resumed(layer, self.states[layer])
             if not same_up_to_rounding(logits, self.logits.cpu(), self.vlm.dtype):
                 self.resumes = False
