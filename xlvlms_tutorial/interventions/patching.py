@@ -260,7 +260,7 @@ def patch_positions(
     >>> metric = lambda logits: logits[:, 0]
     >>> result = patch_positions(vlm, clean, corrupt, 29, metric, positions=[3, -1])
     >>> result.columns, result.values.shape
-    ((3, 28), (1, 2, 2))
+    ((3, 30), (1, 2, 2))
     """
     _require_alike(clean, corrupt)
     length = clean.spans.shape[1]
