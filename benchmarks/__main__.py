@@ -16,6 +16,7 @@ from benchmarks import (
     steering,
     storing,
     subnetworks,
+    tracing,
     vocabulary,
 )
 from benchmarks.command import start
@@ -24,6 +25,7 @@ SCRIPTS = {
     "capture": capture.measure,
     "steering": steering.measure,
     "skipping": skipping.measure,
+    "tracing": tracing.measure,
     "storing": storing.measure,
     "alignment": alignment.measure,
     "vocabulary": vocabulary.measure,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
-from benchmarks import capture, in_context, skipping, steering, storing
+from benchmarks import capture, in_context, skipping, steering, storing, tracing
 from benchmarks.harness import CPU, Options, Report
 from benchmarks.subjects import Subject, decoder_inputs, llava_shape, qwen2_vl_shape, subjects
 from tests.support.tiny import tiny_llava
@@ -174,6 +174,22 @@ def test_todays_hook_steers_like_ours(subject):
         ours = vlm.forward(batch).logits
     assert torch.equal(ours, theirs)
     assert not torch.allclose(plain, ours)
+
+
+def test_tracing_is_measured_and_leaves_nothing(subject, report):
+    tracing.cut(report, subject, 2)
+    tracing.grids(report, subject, 2)
+    assert len(names(report)) == 3
+    assert subject.vlm.active == []
+    assert not any(block._forward_hooks for block in subject.vlm.blocks)
+
+
+def test_the_other_input_of_a_grid_has_its_words_elsewhere(subject):
+    batch = subject.batch(2)
+    other = tracing.rolled(batch)
+    words = batch.mask("question")
+    assert torch.equal(other["input_ids"][~words], batch["input_ids"][~words])
+    assert not torch.equal(other["input_ids"][words], batch["input_ids"][words])
 
 
 def test_skipping_is_measured(subject, report):
