@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.contract import intervening, reading
+from tests.contract import dropping, intervening, reading
 from tests.contract.reference import Case
 
 # A check returns nothing when all holds, or what holds instead in this architecture; what does not
@@ -28,4 +28,5 @@ CHECKS: dict[str, Callable[[Case], str | None]] = {
     "fold": intervening.folding,
     "mask_weights": intervening.masking,
     "beams": intervening.beams,
+    "drop_tokens": dropping.dropping,
 }
