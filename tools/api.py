@@ -33,6 +33,7 @@ SUBJECTS = {
     "methods.concepts": "Methods: concepts",
     "methods.steering": "Methods: steering",
     "methods.decoding": "Methods: contrastive decoding",
+    "methods.dropping": "Methods: image tokens left out",
     "methods.shift": "Methods: fine-tuning shift",
     "methods.merging": "Methods: merging",
     "methods.skipping": "Methods: skipping",

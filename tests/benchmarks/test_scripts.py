@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
-from benchmarks import capture, skipping, steering, storing
+from benchmarks import capture, dropping, skipping, steering, storing
 from benchmarks.harness import CPU, Options, Report
 from benchmarks.subjects import Subject, decoder_inputs, llava_shape, qwen2_vl_shape, subjects
 from tests.support.tiny import tiny_llava
@@ -165,6 +165,12 @@ def test_todays_hook_steers_like_ours(subject):
 def test_skipping_is_measured(subject, report):
     skipping.about(report, subject, 2, 2)
     assert len(names(report)) == 2 * 2  # one and two of four blocks, in prefill and decode
+    assert not any("forward" in vars(block) for block in subject.vlm.blocks)
+
+
+def test_dropping_is_measured(subject, report):
+    dropping.about(report, subject, 2, 2)
+    assert len(names(report)) == 1  # one promise, of the prefill
     assert not any("forward" in vars(block) for block in subject.vlm.blocks)
 
 

@@ -12,7 +12,7 @@ from xlvlms_tutorial.errors import InterventionError
 from xlvlms_tutorial.methods.dropping import drop_tokens
 
 # words of the refusal, and what the table says
-REFUSED = {"M-RoPE": "M-RoPE", "cross-attention": "cross-attention", "window": "windows"}
+REFUSED = {"cross-attention": "cross-attention", "window": "windows"}
 REFUSED |= {"keep a state": "recurrent blocks", "keys of others": "shared keys"}
 
 

@@ -23,7 +23,8 @@ from tests.zoo import SUPPRESS
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import InputError, InterventionError, LayerError, SpanError
 from xlvlms_tutorial.interventions import add, skip, skip_tokens
-from xlvlms_tutorial.methods.dropping import METHODS, drop_tokens, merge_tokens
+from xlvlms_tutorial.methods.dropping import drop_tokens, merge_tokens
+from xlvlms_tutorial.methods.dropping.dropping import METHODS
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.watching import on_output
@@ -329,7 +330,6 @@ def test_what_counts_positions_inside_a_block_is_refused_beside_it(llava):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("qwen2_vl", "M-RoPE"),
         ("mllama", "cross-attention"),
         ("gemma3", "window"),
         ("lfm2_vl", "state"),

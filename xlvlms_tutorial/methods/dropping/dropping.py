@@ -103,9 +103,9 @@ def drop_tokens(
     SpanError
         If the model or a sample has no positions of the span, as with cross-attention.
     InterventionError
-        If the architecture's caches or positions cannot be shortened (M-RoPE, windows,
-        recurrences), inputs are unknown or come in parts, or another intervention that counts
-        positions inside a block is in force.
+        If the architecture's caches cannot be shortened (windows, recurrences, shared keys), inputs
+        are unknown or come in parts, or another intervention that counts positions inside a block
+        is in force.
 
     Examples
     --------
@@ -153,8 +153,8 @@ def require_droppable(vlm: VLM) -> None:
         kind = vlm.model.config.model_type
         raise InterventionError(
             f"tokens of {kind} cannot be left out: {reason}",
-            "take a model with one-dimensional positions and full attention, such as LLaVA, "
-            "or leave out work by skip_tokens",
+            "take a model with full attention in all blocks, such as LLaVA or Qwen2-VL, or leave "
+            "out work by skip_tokens",
         )
 
 
@@ -162,8 +162,6 @@ def _refusal(vlm: VLM) -> str:
     if not vlm.placeholders:
         return "pictures enter by cross-attention and have no positions in the decoder"
     config = vlm.model.config.get_text_config(decoder=True)
-    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
-        return "its positions are a grid of rows and columns (M-RoPE), which cannot be shortened"
     if any(anatomy.recurrent(block) for block in vlm.blocks):
         return "some blocks keep a state instead of keys and values"
     if any(anatomy.key_sharing(block) for block in vlm.blocks):
@@ -356,14 +354,18 @@ class _Shortening:
             self._shortened[id(value)] = (value, shorten(value))
         return self._shortened[id(value)][1]
 
-    def _short_positions(self, positions: Int[Tensor, "#b t"]) -> Int[Tensor, "b n"]:
-        return positions.expand(len(self._index), -1).gather(1, self._index)
+    def _short_positions(self, positions: Int[Tensor, "*grid #b t"]) -> Int[Tensor, "*grid b n"]:
+        # M-RoPE numbers each token by time, row and column, and all of them stay with it
+        grid = positions.shape[:-2]
+        positions = positions.expand(*grid, len(self._index), -1)
+        return positions.gather(-1, self._index.expand(*grid, -1, -1))
 
     def _short_angles(self, angles: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         short = []
         for part in angles:
-            index = self._index[..., None].expand(-1, -1, part.shape[-1])
-            short.append(part.expand(len(self._index), -1, -1).gather(1, index))
+            grid, width = part.shape[:-3], part.shape[-1]
+            index = self._index[..., None].expand(*grid, -1, -1, width)
+            short.append(part.expand(*grid, len(self._index), -1, -1).gather(-2, index))
         return tuple(short)
 
     def _short_mask(self, mask: Tensor | None) -> Tensor | None:
