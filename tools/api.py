@@ -35,6 +35,7 @@ SUBJECTS = {
     "methods.decoding": "Methods: contrastive decoding",
     "methods.connectors": "Methods: connectors",
     "methods.in_context": "Methods: in-context learning",
+    "methods.dropping": "Methods: image tokens left out",
     "methods.shift": "Methods: fine-tuning shift",
     "methods.merging": "Methods: merging",
     "methods.skipping": "Methods: skipping",

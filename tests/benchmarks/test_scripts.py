@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
-from benchmarks import capture, in_context, skipping, steering, storing, tracing
+from benchmarks import capture, dropping, in_context, skipping, steering, storing, tracing
 from benchmarks.harness import CPU, Options, Report
 from benchmarks.subjects import Subject, decoder_inputs, llava_shape, qwen2_vl_shape, subjects
 from tests.support.tiny import tiny_llava
@@ -195,6 +195,12 @@ def test_the_other_input_of_a_grid_has_its_words_elsewhere(subject):
 def test_skipping_is_measured(subject, report):
     skipping.about(report, subject, 2, 2)
     assert len(names(report)) == 2 * 2  # one and two of four blocks, in prefill and decode
+    assert not any("forward" in vars(block) for block in subject.vlm.blocks)
+
+
+def test_dropping_is_measured(subject, report):
+    dropping.about(report, subject, 2, 2)
+    assert len(names(report)) == 1  # one promise, of the prefill
     assert not any("forward" in vars(block) for block in subject.vlm.blocks)
 
 

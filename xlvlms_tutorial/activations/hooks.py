@@ -389,6 +389,12 @@ class _Reader:
         if states.ndim == 2:  # OPT's MLP puts all positions in one row
             states = states.reshape(self._rows, -1, states.shape[-1])
         if not self._decoding:
+            if states.shape[1] != self._clock.shape[1]:
+                raise InputError(
+                    f"{states.shape[1]} states inside a block that is given "
+                    f"{self._clock.shape[1]}: some tokens are left out there",
+                    "read what leaves the block (resid_post)",
+                )
             self.collected[key].append(self._prompt_states(states))
         elif self._steps:
             self.collected[key].append(states[:, -1:].to("cpu", self._dtype, copy=True))
