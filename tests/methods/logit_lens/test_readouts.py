@@ -105,6 +105,9 @@ def test_contextual_neighbours_are_the_nearest_of_all_states_of_a_word(vlm, text
     for at, layers in (("all", [0, 1, 2, 3]), ("same", [2]), (1, [1])):
         reader = ContextualNeighbours(vlm, at).fit(text)
         scores = reader.read(states, 2, WORDS)
+        assert torch.equal(
+            ContextualNeighbours(vlm).fit(text).comparing(at).read(states, 2, WORDS), scores
+        )
         for row, state in enumerate(states):
             for column, word in enumerate(WORDS):
                 cosines = []

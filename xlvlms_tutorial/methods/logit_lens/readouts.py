@@ -47,6 +47,13 @@ class Reader(ABC):
     ----------
     vlm : VLM
         The model that the states are of.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.logit_lens import LogitLens, Reader
+    >>> reader = LogitLens(vlm)
+    >>> isinstance(reader, Reader), len(reader.pieces("ladybug"))
+    (True, 2)
     """
 
     def __init__(self, vlm: VLM) -> None:
@@ -104,8 +111,24 @@ class Reader(ABC):
     ) -> Float[Tensor, "n c"]:
         """Scores of words by their forms; the states are checked."""
 
-    def _pieces(self, form: str) -> list[int]:
-        """The ids of a word as it stands inside a sentence."""
+    def pieces(self, form: str) -> list[int]:
+        """Return the token ids of a word as it stands inside a sentence.
+
+        Parameters
+        ----------
+        form : str
+            The word, in the case in which it is read.
+
+        Returns
+        -------
+        list of int
+            Its pieces, without special tokens and bare spaces.
+
+        Raises
+        ------
+        InputError
+            If the vocabulary cannot spell it.
+        """
         tokenizer = self.vlm.tokenizer
         ids = []
         for token in tokenizer(f" {form}", add_special_tokens=False).input_ids:
@@ -179,7 +202,7 @@ class LogitLens(Reader):
     ) -> Float[Tensor, "n c"]:
         pieces = []
         for word in forms:
-            pieces.append([self._pieces(form)[0] for form in forms[word]])
+            pieces.append([self.pieces(form)[0] for form in forms[word]])
         parts = []
         for logits in distributions.chunks(self.vlm, states, norm=True):
             distributions.check_logits(logits)
@@ -312,7 +335,7 @@ class EmbeddingLens(Reader):
         for word in forms:
             embedded = []
             for form in forms[word]:
-                ids = torch.tensor(self._pieces(form), device=self.vlm.device)
+                ids = torch.tensor(self.pieces(form), device=self.vlm.device)
                 with torch.no_grad():
                     embedded.append(embedding(ids).float().mean(dim=0).cpu())
             cosines = directions @ normalize(torch.stack(embedded), dim=1).T
@@ -386,6 +409,25 @@ class ContextualNeighbours(Reader):
         self._sentences = text.sentences
         return self
 
+    def comparing(self, at: str | int) -> "ContextualNeighbours":
+        """Return a reader with the same index that compares other layers of it.
+
+        Parameters
+        ----------
+        at : "all", "same" or int
+            Which layers, as for the class.
+
+        Returns
+        -------
+        ContextualNeighbours
+            A new reader; the index is shared.
+        """
+        reader = ContextualNeighbours(self.vlm, at)
+        reader._units = self._units
+        reader._words, reader._places = self._words, self._places
+        reader._sentences = self._sentences
+        return reader
+
     def has(self, word: str) -> bool:
         """Tell whether a word stands in the index.
 
@@ -430,18 +472,23 @@ class ContextualNeighbours(Reader):
         layers = self._compared(layer)
         n_rows = len(self._words)
         require(k <= n_rows * len(layers), f"k is {k}", "give no more than the index has")
-        best = []
-        directions = normalize(states.float().cpu(), dim=1)
-        for block in directions.split(_rows(n_rows)):
-            cosines, numbers = [], []
-            for which, layer_compared in enumerate(layers):
-                top = (block @ self._units[layer_compared].T).topk(min(k, n_rows), dim=1)
-                cosines.append(top.values)
-                numbers.append(top.indices + which * n_rows)
-            order = torch.cat(cosines, dim=1).topk(k, dim=1)
-            best.append((order.values, torch.cat(numbers, dim=1).gather(1, order.indices)))
-        cosines = torch.cat([values for values, _ in best])
-        numbers = torch.cat([indices for _, indices in best]).numpy().ravel()
+        cosines, numbers = [], []
+        for which, compared in enumerate(layers):
+            for _, block in self._blocks(states.float(), self._units[compared]):
+                top = block.topk(min(k, n_rows), dim=1)
+                cosines.append(top.values.cpu())
+                numbers.append(top.indices.cpu() + which * n_rows)
+        n_blocks = len(cosines) // len(layers)
+        by_layer = []
+        for parts in (cosines, numbers):
+            layer_parts = [
+                torch.cat(parts[start : start + n_blocks])
+                for start in range(0, len(parts), n_blocks)
+            ]
+            by_layer.append(torch.cat(layer_parts, dim=1))
+        best = by_layer[0].topk(k, dim=1)
+        cosines = best.values
+        numbers = by_layer[1].gather(1, best.indices).numpy().ravel()
         which, rows = np.divmod(numbers, n_rows)
         return pd.DataFrame(
             {
@@ -554,30 +601,23 @@ class ContextualNeighbours(Reader):
             )
         sizes = [len(rows) for rows in groups]
         rows = np.concatenate(groups)
-        directions = normalize(states.cpu(), dim=1)
         scores = torch.full((len(states), len(groups)), -torch.inf)
         for compared in layers:
-            units = self._units[compared][rows]
-            for start, cosines in _blocks(directions, units):
+            for start, cosines in self._blocks(states, self._units[compared][rows]):
                 best = [part.amax(dim=1) for part in cosines.split(sizes, dim=1)]
                 block = scores[start : start + len(cosines)]
-                torch.maximum(block, torch.stack(best, dim=1), out=block)
+                torch.maximum(block, torch.stack(best, dim=1).cpu(), out=block)
         return scores
 
-
-def _rows(n_columns: int) -> int:
-    """How many rows of so many cosines fit into a block."""
-    return max(1, BLOCK // (4 * n_columns))
-
-
-def _blocks(
-    directions: Float[Tensor, "n d"], units: Float[Tensor, "m d"]
-) -> Iterator[tuple[int, Float[Tensor, "b m"]]]:
-    """Cosines of some rows at a time, with the number of the first."""
-    start = 0
-    for block in directions.split(_rows(len(units))):
-        yield start, block @ units.T
-        start += len(block)
+    def _blocks(
+        self, states: Float[Tensor, "n d"], units: Float[Tensor, "m d"]
+    ) -> Iterator[tuple[int, Float[Tensor, "b m"]]]:
+        """Cosines of some states at a time, on the model's device, with the number of the first."""
+        units = units.to(self.vlm.device)
+        start = 0
+        for block in states.split(max(1, BLOCK // (4 * len(units)))):
+            yield start, normalize(block.to(units.device), dim=1) @ units.T
+            start += len(block)
 
 
 def require_own(vlm: VLM, text: TextStates) -> None:

@@ -38,6 +38,13 @@ class TextStates:
         The name of the model.
     fingerprint : str
         What tells its weights from any others, by :func:`decoder_fingerprint`.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.logit_lens import text_states
+    >>> text = text_states(vlm, ["A red key."], [0])
+    >>> text.words, text.places.tolist(), text.layers
+    (('red', 'key'), [0, 0], [0])
     """
 
     states: dict[int, Float[Tensor, "n d"]]
