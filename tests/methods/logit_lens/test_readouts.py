@@ -8,6 +8,7 @@ import torch
 
 from tests.support.tiny import redrawn, tiny_llava
 from tests.support.tokenizers import pieces_tokenizer
+from tests.zoo import MODELS, build
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import FileError, InputError, LayerError, SpanError
 from xlvlms_tutorial.io import load_tensors, save_tensors
@@ -23,6 +24,9 @@ from xlvlms_tutorial.methods.logit_lens import (
 )
 from xlvlms_tutorial.methods.logit_lens import readouts as module
 from xlvlms_tutorial.methods.logit_lens.text_states import _word_ends
+from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.unembedding import unembedded
+from xlvlms_tutorial.models.vlm import VLM
 
 SENTENCES = [
     "a red key is on the grass .",
@@ -88,6 +92,14 @@ def test_the_logit_lens_scores_the_logit_of_a_words_first_piece(vlm):
     expected = torch.maximum(logits[:, id_of(vlm, "key")], logits[:, id_of(vlm, "red")])
     torch.testing.assert_close(scores[:, 0], expected)
     torch.testing.assert_close(scores[:, 1], logits[:, id_of(vlm, "grass")])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_of_some_tokens_are_columns_of_all_in_every_architecture(name):
+    vlm = VLM(build(name)[0], None, name)
+    states, ids = noise(3, 1, vlm.width), [5, 2, 5, 0]
+    logits = unembedded(vlm.model, states, anatomy.logit_rules(vlm.model), True, ids)
+    torch.testing.assert_close(logits, vlm.unembed(states)[:, ids], atol=1e-5, rtol=1e-5)
 
 
 def test_the_embedding_lens_scores_cosines_with_input_embeddings(vlm):

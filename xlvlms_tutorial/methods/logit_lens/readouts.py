@@ -29,6 +29,8 @@ from xlvlms_tutorial.methods.logit_lens.text_states import (
     decoder_fingerprint,
     text_states,
 )
+from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.unembedding import unembedded
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.text import first_few
 from xlvlms_tutorial.validation import require, require_counts, require_one_of
@@ -131,7 +133,7 @@ class Reader(ABC):
         """
         tokenizer = self.vlm.tokenizer
         ids = []
-        for token in tokenizer(f" {form}", add_special_tokens=False).input_ids:
+        for token in self.vlm.token_ids(form).tolist():
             if token not in tokenizer.all_special_ids and tokenizer.decode([token]).strip():
                 ids.append(token)
         require(
@@ -200,13 +202,18 @@ class LogitLens(Reader):
     def _scores(
         self, states: Float[Tensor, "n d"], layer: int, forms: dict[str, list[str]]
     ) -> Float[Tensor, "n c"]:
-        pieces = []
+        ids, sizes = [], []
         for word in forms:
-            pieces.append([self.pieces(form)[0] for form in forms[word]])
+            ids += [self.pieces(form)[0] for form in forms[word]]
+            sizes.append(len(forms[word]))
+        vlm = self.vlm
+        rules = anatomy.logit_rules(vlm.model)
         parts = []
-        for logits in distributions.chunks(self.vlm, states, norm=True):
+        for chunk in states.split(distributions.rows(vlm, distributions.CHUNK)):
+            with torch.no_grad():
+                logits = unembedded(vlm.model, chunk.to(vlm.dtype), rules, norm=True, ids=ids)
             distributions.check_logits(logits)
-            best = [logits[:, ids].amax(dim=1) for ids in pieces]
+            best = [columns.amax(dim=1) for columns in logits.split(sizes, dim=1)]
             parts.append(torch.stack(best, dim=1).cpu())
         return torch.cat(parts)
 
