@@ -8,7 +8,7 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from operator import index
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image, ImageOps
 
 from xlvlms_tutorial.errors import (
@@ -110,6 +111,9 @@ class Sample:
         What is known of the content, by factor ("subject", "colour", ...); None where unknown.
     modality : {"image", "video", "audio"}, default "image"
         What the source is.
+    regions : function without arguments, optional
+        It returns where things are: a mask of the picture's pixels, bool (height, width), by the
+        word for what stands there. By default that is not known.
 
     Examples
     --------
@@ -128,6 +132,7 @@ class Sample:
     questions: tuple[Question, ...] = ()
     truth: Mapping[str, object] = field(default_factory=dict)
     modality: str = "image"
+    regions: Callable[[], Mapping[str, Bool[np.ndarray, "height width"]]] | None = None
 
     @property
     def content(self) -> Image.Image | list[Image.Image] | np.ndarray:

@@ -8,7 +8,15 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from xlvlms_tutorial.errors import InputError
-from xlvlms_tutorial.pocket import clips, language, postcard_texts, postcards, sounds, world
+from xlvlms_tutorial.pocket import (
+    clips,
+    language,
+    postcard_texts,
+    postcards,
+    regions,
+    sounds,
+    world,
+)
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.validation import require_counts, require_one_of
 
@@ -71,6 +79,7 @@ def scene_samples(
                 tuple(captions),
                 tuple(language.questions(scene)),
                 _factors(scene),
+                regions=_later(regions.regions, scene),
             )
         )
     return samples
