@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from xlvlms_tutorial.tutorials import (
         alignment,
         alignment_score,
+        cam,
         concept_dictionaries,
         concept_pages,
         experiments,
@@ -57,6 +58,7 @@ __all__ = [
     "answer_of",
     "balanced_questions",
     "band_table",
+    "cam",
     "concept_dictionaries",
     "concept_pages",
     "describe",
