@@ -17,7 +17,6 @@ from xlvlms_tutorial.interventions.replay import Resumable
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.methods.skipping.effects import resumable
 from xlvlms_tutorial.methods.skipping.importance import block_similarity
-from xlvlms_tutorial.metrics.steering import answer_kl
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.batching import Prompts, batches
 from xlvlms_tutorial.models.spans import SPANS, Batch
@@ -158,12 +157,16 @@ def _divergence(vlm: VLM, batch: Batch, behind: Bool[Tensor, "b t"]) -> Float[Te
     """The divergences without each block, summed over positions, by layer."""
     run = Resumable(vlm, batch, resumes=resumable(vlm, batch))
     last = vlm.n_layers
-    whole = vlm.unembed(run.read(last, behind))
+    before = vlm.unembed(run.read(last, behind)).float().log_softmax(dim=-1)
+    shares = before.exp()
     totals, states = [], None
     for layer in range(1, last + 1):
         start = layer - 1 if run.resumes else 0
         if start:
             states = run.read(start, start=start - 1, states=states)
         without = run.read(last, behind, start=start, states=states, change=skip(vlm, layer))
-        totals.append(float(answer_kl(whole, vlm.unembed(without)).sum()))
+        after = vlm.unembed(without).float().log_softmax(dim=-1)
+        # one sum a position, by a product: the vocabulary is large
+        divergences = torch.linalg.vecdot(shares, before - after)
+        totals.append(float(divergences.sum()))
     return torch.tensor(totals, dtype=torch.float64)
