@@ -21,9 +21,9 @@ from xlvlms_tutorial.claims.claims import (
 from xlvlms_tutorial.errors import FileError, InputError
 from xlvlms_tutorial.metrics.intervals import Estimate
 
-COUNTS = {"IMA": 12, "SKIP": 6, "COX": 7, "SHIFT": 4, "STEER": 7, "VLM": 1}
+COUNTS = {"IMA": 12, "SKIP": 7, "COX": 7, "SHIFT": 4, "STEER": 7, "VLM": 1}
 IDS = {f"{prefix}-{k}" for prefix, n in COUNTS.items() for k in range(1, n + 1)}
-IDS |= {"LEARN-1", "LEARN-2", "LEARN-3", "HALL-1", "READ-1", "CAM-1", "CAM-2"}
+IDS |= {"LEARN-1", "LEARN-2", "LEARN-3", "LEARN-4", "HALL-1", "READ-1", "CAM-1", "CAM-2"}
 RUN = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "against": "chance"}
 
 
@@ -146,6 +146,11 @@ def test_a_register_with_a_wrong_field_is_refused(tmp_path, old, new, named):
     file.write_text(SMALL.replace(old, new, 1))
     with pytest.raises(FileError, match=f"(?s)register.yaml.*{named}"):
         read_register(file)
+
+
+def test_a_claim_may_have_a_source_by_its_whole_id():
+    assert "2509.25584" in CLAIMS["SKIP-7"].paper and "2410.09454" in CLAIMS["SKIP-6"].paper
+    assert "2404.03592" in CLAIMS["LEARN-4"].paper and CLAIMS["LEARN-4"].part.startswith("III")
 
 
 def test_a_register_that_is_not_there_is_refused(tmp_path):
