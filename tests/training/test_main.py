@@ -120,6 +120,12 @@ def test_the_runs_asked_for_are_trained_and_measured_and_without_any_all(calls):
     assert calls["trained"] == [*main.RUNS, "scorer", "segmenter", *main.RECIPES]
 
 
+def test_experts_are_trained_and_measured_elsewhere(calls):
+    main.main(["expert-captions-0", "expert-captions-other"])
+    assert calls["trained"] == ["expert-captions-0", "expert-captions-other"]
+    assert calls["asked"] == []
+
+
 def test_the_scorer_is_trained_and_measured_by_its_own_measures(calls):
     main.main(["scorer"])
     assert (calls["trained"], calls["loaded"]) == (["scorer"], [("pocket-scorer", "float32")])

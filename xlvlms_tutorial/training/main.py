@@ -24,7 +24,7 @@ from xlvlms_tutorial.pocket.segmenter import RUN as SEGMENTER
 from xlvlms_tutorial.pocket.variants import VARIANTS
 from xlvlms_tutorial.training.adapters import RECIPES, measure_adapter, train_adapter
 from xlvlms_tutorial.training.compressed import COMPRESSED, through
-from xlvlms_tutorial.training.connector_runs import RUNS, train_connector
+from xlvlms_tutorial.training.connector_runs import EXPERTS, RUNS, train_connector
 from xlvlms_tutorial.training.scorer import train_scorer
 from xlvlms_tutorial.training.scorer_metrics import preferences
 from xlvlms_tutorial.training.segmenter import train_segmenter
@@ -116,7 +116,8 @@ def main(names: Sequence[str]) -> None:
             train_scorer()
         else:
             train_connector(run, partial(_through, run) if run in COMPRESSED else None)
-        measure(run)
+        if run not in EXPERTS:  # those are measured together: python -m tools.expert_scores
+            measure(run)
 
 
 if __name__ == "__main__":
