@@ -40,6 +40,7 @@ def reversed_order(one: Episode) -> Episode:
         (["blue", "red", "red", "blue"], "blue"),
         (["two", "A key", "2."], "2."),  # as accuracy compares them, as the nearest says it
         (["", "red", ""], "red"),
+        (["A", "B", "a."], "a."),  # options, of which one is an article too
     ],
 )
 def test_the_most_frequent_answer_wins_and_of_equals_the_nearest(answers, expected):
@@ -101,6 +102,13 @@ def test_a_model_that_copies_the_last_copies_the_last_in_either_order():
         rates = copy_rate(outputs, made)
         assert rates["rate"].tolist() == [0.0, 0.0, 1.0]
         assert rates["n"].min() > 10 and rates["uniform"].tolist() == [1 / 3] * 3
+
+
+def test_an_option_that_is_an_article_is_an_answer_too():
+    made = [episode("C", ["A", "B", "D"])]
+    assert copy_rate(["A."], made)["rate"].tolist() == [1.0, 0.0, 0.0]
+    assert copy_rate(["B"], made)["rate"].tolist() == [0.0, 1.0, 0.0]
+    assert copy_rate([""], made)["rate"].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_model_that_is_right_copies_nothing():

@@ -1,5 +1,6 @@
 """What copying alone would answer, and how often a model copies."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -44,16 +45,16 @@ def majority_vote(episodes: Sequence[Episode]) -> list[str]:
     """
     votes = []
     for episode in episodes:
-        answers = [example.answer for example in episode.ranked if normalise(example.answer)]
+        answers = [example.answer for example in episode.ranked if _compared(example.answer)]
         require(
             answers,
             f"no demonstration of the query {episode.query.id!r} has an answer",
             "give episodes of one shot or more, with their answers",
         )
-        counts = Counter(map(normalise, answers))
+        counts = Counter(map(_compared, answers))
         # the first of the largest counts is that of the nearest
         winner = max(counts, key=counts.__getitem__)
-        votes.append(next(answer for answer in answers if normalise(answer) == winner))
+        votes.append(next(answer for answer in answers if _compared(answer) == winner))
     return votes
 
 
@@ -104,8 +105,8 @@ def copy_rate(outputs: Sequence[str], episodes: Sequence[Episode]) -> pd.DataFra
     copied: list[list[bool]] = [[] for _ in range(n_shots)]
     groups: list[list[str]] = [[] for _ in range(n_shots)]
     for output, episode in zip(outputs, episodes, strict=True):
-        answers = [normalise(example.answer) for example in episode.demonstrations]
-        truth = normalise(episode.query.answer)
+        answers = [_compared(example.answer) for example in episode.demonstrations]
+        truth = _compared(episode.query.answer)
         require(
             truth and all(answers),
             f"an answer in the episode of {episode.query.id!r} is empty",
@@ -114,7 +115,7 @@ def copy_rate(outputs: Sequence[str], episodes: Sequence[Episode]) -> pd.DataFra
         counts = Counter(answers)
         for position, answer in enumerate(answers):
             if answer != truth and counts[answer] == 1:
-                copied[position].append(exact_match(output, answer))
+                copied[position].append(_repeats(output, answer))
                 groups[position].append(episode.query.id)
     rows = []
     for position, (trials, ids) in enumerate(zip(copied, groups, strict=True), start=1):
@@ -125,3 +126,13 @@ def copy_rate(outputs: Sequence[str], episodes: Sequence[Episode]) -> pd.DataFra
         rows.append((position, len(trials), rate, low, high, 1 / n_shots))
     columns = ["position", "n", "rate", "low", "high", "uniform"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _compared(answer: str) -> str:
+    """Return an answer as accuracy compares it; one that is an article alone stays, as option A."""
+    return normalise(answer) or re.sub(r"\W+", " ", answer.lower()).strip()
+
+
+def _repeats(output: str, answer: str) -> bool:
+    """Whether an output says an answer that is in its compared form."""
+    return exact_match(output, answer) if normalise(answer) else _compared(output) == answer

@@ -118,7 +118,7 @@ def examples(samples: Sequence[Sample], types: str | Collection[str] = CAPTION) 
     Examples
     --------
     >>> from xlvlms_tutorial.methods.in_context import examples
-    >>> items = examples(samples, "colour")
+    >>> items = examples(samples, "place")
     >>> items[0].id == samples[0].id, items[0].question.endswith("?")
     (True, True)
     """
@@ -444,7 +444,7 @@ def as_prompts(episodes: Sequence[Episode], mark: str = "") -> dict[str, list]:
     Examples
     --------
     >>> from xlvlms_tutorial.methods.in_context import as_prompts, episodes, examples
-    >>> support, queries = examples(samples[:3], "colour"), examples(samples[3:], "colour")
+    >>> support, queries = examples(samples[:3], "place"), examples(samples[3:], "place")
     >>> inputs = vlm.batch(**as_prompts(episodes(support, queries[:1], shots=2)))
     >>> inputs.mask("image").sum().item(), inputs.mask("image 3").sum().item()
     (48, 16)
