@@ -43,6 +43,7 @@ LONG = (
     "concepts",
     "outside",
     "vocabulary",
+    "reading",
     "inside",
     "alignment",
 )

@@ -32,6 +32,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("families", "1.0 GB", "under 1 minute"),
     ("alignment", "2.5 GB", "under 2 minutes"),
     ("vocabulary", "2.1 GB", "under 2 minutes"),
+    ("reading", "2.1 GB", "under 2 minutes"),
     ("alignment-score", "2.8 GB", "under 2 minutes"),
     ("subnetworks", "2.3 GB", "under 2 minutes"),
     ("concepts", "1.4 GB", "under 2 minutes"),

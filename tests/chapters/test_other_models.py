@@ -22,6 +22,7 @@ SHORT = {
         "encoders": ["lite0", "random"],
     },
     "vocabulary": {"n_samples": 8, "n_others": 4, "connectors": {}},
+    "reading": {"n_samples": 8, "n_validation": 4, "n_sentences": 12, "depths": [0, 0.5, 1]},
     "concepts": {"n_samples": 16, "n_pool": 240, "n_components": 5, "n_others": 12},
     "concept-dictionaries": {
         "n_samples": 16,
