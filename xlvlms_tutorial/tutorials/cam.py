@@ -478,7 +478,7 @@ def mass_by_word(
     -------
     pandas.DataFrame
         A row a picture: columns (word, thing) with the share of the mass of the word's map that
-        lies on the thing. Empty where the two things are not known in the same pictures.
+        lies on the thing; one row of NaN where both are not known in the same pictures.
 
     Examples
     --------
@@ -489,7 +489,8 @@ def mass_by_word(
     named = {part: named_things(n, part, dataset, seed) for part in ("subject", "item")}
     ids = [[sample.id for sample in one.samples] for one in named.values()]
     if ids[0] != ids[1] or any(one.masks is None for one in named.values()):
-        return pd.DataFrame()
+        pairs = pd.MultiIndex.from_product([named, named])
+        return pd.DataFrame([[np.nan] * len(pairs)], columns=pairs)
     shares = {}
     for word, one in named.items():
         scores = score_words(vlm, one)
