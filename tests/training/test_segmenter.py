@@ -36,7 +36,8 @@ def test_material_is_the_pictures_beside_their_masks():
     pictures, truth = material(scenes)
     assert torch.equal(pictures, seen([world.render(scene) for scene in scenes]))
     assert truth.shape == (3, 3, 64, 64) and truth.any(dim=(2, 3)).all()
-    assert not (truth.sum(dim=1) > 1).any()
+    # where two parts share a coarse pixel half and half it is of both
+    assert (truth.sum(dim=1) > 1).float().mean() < 0.01
     assert torch.equal(truth[1, 0], shrunk(world.masks(scenes[1])["subject"]))
 
 

@@ -361,7 +361,7 @@ def judge_tokens(
     scores: WordScores,
     maps: Mapping[str, Planes],
     truth: Float[Tensor, "n h w"] | None,
-    shares: Sequence[float] = (0.125, 0.25, 0.5),
+    shares: Sequence[float] = (0.125, 0.375),
 ) -> pd.DataFrame:
     """Judge maps over image tokens by the truth, and by the model itself.
 
@@ -478,7 +478,7 @@ def mass_by_word(
     -------
     pandas.DataFrame
         A row a picture: columns (word, thing) with the share of the mass of the word's map that
-        lies on the thing. Empty where the two things are not known in the same pictures.
+        lies on the thing; one row of NaN where both are not known in the same pictures.
 
     Examples
     --------
@@ -489,7 +489,8 @@ def mass_by_word(
     named = {part: named_things(n, part, dataset, seed) for part in ("subject", "item")}
     ids = [[sample.id for sample in one.samples] for one in named.values()]
     if ids[0] != ids[1] or any(one.masks is None for one in named.values()):
-        return pd.DataFrame()
+        pairs = pd.MultiIndex.from_product([named, named])
+        return pd.DataFrame([[np.nan] * len(pairs)], columns=pairs)
     shares = {}
     for word, one in named.items():
         scores = score_words(vlm, one)
@@ -685,10 +686,9 @@ def frames(
 def strip(
     pictures: Float[Tensor, "n 3 h w"],
     kept: Masks | None = None,
-    heat: Planes | None = None,
     pixels: int = 128,
 ) -> Image.Image:
-    """Draw pictures side by side: with what is kept alone, or tinted by a map.
+    """Draw pictures side by side, with what is kept alone.
 
     Parameters
     ----------
@@ -696,8 +696,6 @@ def strip(
         Values of 0 to 1.
     kept : Tensor of bool (n, h, w), optional
         The pixels that are drawn; the others are black.
-    heat : Tensor (n, h, w), optional
-        Maps of 0 to 1 that tint the pictures orange.
     pixels : int, default 128
         The side of each picture.
 
@@ -716,10 +714,6 @@ def strip(
     shown = pictures.clone()
     if kept is not None:
         shown = shown * kept[:, None]
-    if heat is not None:
-        orange = shown.new_tensor([1.0, 0.45, 0.0])[:, None, None]
-        share = 0.75 * interpolate(heat[:, None], shown.shape[-2:], mode="nearest")
-        shown = (1 - share) * shown + share * orange
     large = interpolate(shown, (pixels, pixels), mode="nearest")
     gap = torch.ones(3, pixels, 4)
     parts = []
