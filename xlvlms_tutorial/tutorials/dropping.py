@@ -451,10 +451,11 @@ def _decode(
             with vlm.run(batch):
                 for step in range(steps):
                     longer = torch.nn.functional.pad(mask, (0, step + 1), value=1)
+                    places = longer.sum(dim=1, keepdim=True) - 1
+                    if turned is not None:  # M-RoPE: a picture takes fewer numbers than tokens
+                        places = (places + turned).expand(3, -1, -1)
                     inputs = {"input_ids": token, "attention_mask": longer}
-                    if turned is None:
-                        inputs["position_ids"] = longer.sum(dim=1, keepdim=True) - 1
-                    vlm.model(**inputs, past_key_values=cache, use_cache=True)
+                    vlm.model(**inputs, position_ids=places, past_key_values=cache, use_cache=True)
             cache.crop(-steps)
 
         yield run
