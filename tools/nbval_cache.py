@@ -34,6 +34,7 @@ LONG = (
     "pruning",
     "shift",
     "skip-training",
+    "dropping",
     "alignment-score",
     "grounding",
     "grounding-depth",

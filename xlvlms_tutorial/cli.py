@@ -50,6 +50,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("skipping", "2.4 GB", "under 4 minutes"),
     ("skip-training", "2.4 GB", "under 3 minutes"),
     ("pruning", "2.8 GB", "under 3 minutes"),
+    ("dropping", "1.8 GB", "under 2 minutes"),
     ("real-models", "1.3 GB", "under 1 minute"),
     ("reproduce", "1.0 GB", "under 2 minutes"),
     ("models", "1.2 GB", "under 1 minute"),

@@ -51,6 +51,7 @@ SHORT = {
     "hallucination": {"n_samples": 8, "n_validation": 4, "n_captions": 4},
     "skip-training": {"n_samples": 8, "n_few": 2, "steps": 3},
     "pruning": {"n_samples": 6, "n_calibration": 2},
+    "dropping": {"n_samples": 4, "n_validation": 3, "n_captions": 2, "rounds": 4},
     "skipping": {"n_samples": 8, "n_learn": 3, "counts": [1, 2]},
 }
 
