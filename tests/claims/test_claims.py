@@ -23,7 +23,7 @@ from xlvlms_tutorial.metrics.intervals import Estimate
 
 COUNTS = {"IMA": 12, "SKIP": 6, "COX": 7, "SHIFT": 4, "STEER": 7, "VLM": 1}
 IDS = {f"{prefix}-{k}" for prefix, n in COUNTS.items() for k in range(1, n + 1)}
-IDS |= {"LEARN-1", "LEARN-2", "LEARN-3", "HALL-1"}
+IDS |= {"LEARN-1", "LEARN-2", "LEARN-3", "HALL-1", "KNOCK-1"}
 RUN = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "against": "chance"}
 
 
