@@ -190,6 +190,9 @@ def test_where_follows_the_pictures_that_are_drawn():
     split[0, :5], split[3, 5:] = 1, 1
     estimate = tracing.where(split, tried)
     assert (estimate.value, estimate.low, estimate.high) == (2, 2, 5)
+    # of one picture nothing is known but the answer
+    estimate = tracing.where(surely[:, :1], tried)
+    assert (estimate.value, estimate.low, estimate.high) == (4, 2, 5)
 
 
 def test_curves_are_shares_by_kind_with_intervals_that_hold_them(study):

@@ -703,7 +703,8 @@ def where(
     Returns
     -------
     Estimate
-        The middle block of the window that loses most answers, with an interval over pictures.
+        The middle block of the window that loses most answers, with an interval over pictures: all
+        windows where there is but one picture.
 
     Examples
     --------
@@ -719,6 +720,8 @@ def where(
         shares = rows.mean(axis=0)
         return float(middles[_middle(np.flatnonzero(shares == shares.max()))])
 
+    if lost.shape[1] < 2:
+        return Estimate(middle(lost.T), middles[0], middles[-1], lost.shape[1])
     return bootstrap(lost.T, statistic=middle, n_resamples=n_resamples, seed=seed)
 
 
@@ -778,7 +781,8 @@ def handover(grid: PatchingGrid, before: Sequence[str], seed: int = 0) -> Estima
     -------
     Estimate
         The first layer of the grid at which patching "last" restores more than patching the other
-        spans (added up), with an interval over pictures; the last layer where none does.
+        spans (added up), with an interval over pictures (all layers where there is but one); the
+        last layer where none does.
 
     Examples
     --------
@@ -798,7 +802,10 @@ def handover(grid: PatchingGrid, before: Sequence[str], seed: int = 0) -> Estima
         ahead = np.flatnonzero(rows.mean(axis=0) > 0)
         return float(grid.layers[ahead[0] if len(ahead) else -1])
 
-    return bootstrap(np.nan_to_num(lead.T), statistic=first, seed=seed)
+    rows = np.nan_to_num(lead.T)
+    if len(rows) < 2:
+        return Estimate(first(rows), grid.layers[0], grid.layers[-1], len(rows))
+    return bootstrap(rows, statistic=first, seed=seed)
 
 
 def patching_statements(
