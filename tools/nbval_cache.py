@@ -31,6 +31,7 @@ LONG = (
     "steering-style",
     "learned-steering",
     "hallucination",
+    "tracing",
     "pruning",
     "shift",
     "skip-training",

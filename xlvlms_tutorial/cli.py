@@ -44,6 +44,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("shift", "2.4 GB", "under 3 minutes"),
     ("steering-answers", "1.8 GB", "under 3 minutes"),
     ("steering-limits", "1.8 GB", "under 3 minutes"),
+    ("tracing", "1.8 GB", "under 2 minutes"),
     ("steering-style", "1.8 GB", "under 3 minutes"),
     ("learned-steering", "1.8 GB", "under 3 minutes"),
     ("hallucination", "1.8 GB", "under 2 minutes"),

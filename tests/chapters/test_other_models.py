@@ -49,6 +49,13 @@ SHORT = {
     "steering-style": {"n_samples": 12, "n_valid": 4, "n_test": 8, "adapters": [], "distil": []},
     "learned-steering": {"n_samples": 8, "n_validation": 4, "n_test": 6, "depths": [0.4, 0.7]},
     "hallucination": {"n_samples": 8, "n_validation": 4, "n_captions": 4},
+    "tracing": {
+        "n_samples": 6,
+        "n_validation": 4,
+        "n_patched": 3,
+        "depths": [0.4, 0.7],
+        "width": 1,
+    },
     "skip-training": {"n_samples": 8, "n_few": 2, "steps": 3},
     "pruning": {"n_samples": 6, "n_calibration": 2},
     "dropping": {"n_samples": 4, "n_validation": 3, "n_captions": 2, "rounds": 4},

@@ -89,6 +89,46 @@ def scene_samples(
     return samples
 
 
+def counterfactual_samples(
+    n: int, factor: str, split: str = "test", seed: int = 0
+) -> list[tuple[Sample, Sample]]:
+    """Draw scenes twice, the second time with another value of one factor.
+
+    Parameters
+    ----------
+    n : int
+        How many scenes are drawn; those in which the factor has no meaning are left out.
+    factor : str
+        The factor that is changed, such as "colour".
+    split : str, default "test"
+        "train", "validation", "test" or "composition".
+    seed : int, default 0
+        Which scenes are drawn.
+
+    Returns
+    -------
+    list of (Sample, Sample)
+        The scene as :func:`scene_samples` draws it, and the changed one; their layout is the same.
+    """
+    drawn = scene_samples(n, split, seed)
+    pairs = []
+    for sample, scene in zip(drawn, world.scenes(n, split, seed), strict=True):
+        try:
+            others = world.counterfactuals(scene, factor)
+        except InputError:
+            continue  # an animal has no action, a rock no colour
+        if others:
+            other = others[scene.layout % len(others)]
+            pairs.append((sample, _scene_sample(f"{sample.id}/{factor}", other)))
+    return pairs
+
+
+def _scene_sample(name: str, scene: world.Scene) -> Sample:
+    captions, questions = language.captions(scene), language.questions(scene)
+    picture = _later(world.render, scene)
+    return Sample(name, picture, tuple(captions), tuple(questions), _factors(scene))
+
+
 def clip_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
     """Draw ``n`` clips of the embedded world as samples.
 
