@@ -1281,13 +1281,13 @@ def interval_plans(n_layers: int, sizes: Sequence[int]) -> dict[tuple[str, int],
     >>> from xlvlms_tutorial.tutorials import skipping
     >>> plans = skipping.interval_plans(30, (2, 14))
     >>> plans["interval", 2].layers
-    (11, 21)
+    (15, 29)
     """
     plans = {}
     for step in range(n_layers - 1, 1, -1):
         blocks = every_nth_layer(n_layers, step)
         if len(blocks) in sizes:
-            plans["interval", len(blocks)] = SkipPlan(blocks)
+            plans["interval", len(blocks)] = SkipPlan(tuple(blocks))
     return plans
 
 
