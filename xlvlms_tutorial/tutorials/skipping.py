@@ -1281,7 +1281,7 @@ def interval_plans(n_layers: int, sizes: Sequence[int]) -> dict[tuple[str, int],
     >>> from xlvlms_tutorial.tutorials import skipping
     >>> plans = skipping.interval_plans(30, (2, 14))
     >>> plans["interval", 2].layers
-    (15, 29)
+    (11, 21)
     """
     plans = {}
     for step in range(n_layers - 1, 1, -1):
