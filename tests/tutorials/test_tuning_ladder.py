@@ -67,6 +67,7 @@ ITEMS = [item(0, "red"), item(1, "a woman"), item(2, "no"), item(3, "a blue key"
 @pytest.fixture
 def vlm(monkeypatch):
     monkeypatch.setattr(tuning_ladder, "VIRTUAL", "<unk>")
+    monkeypatch.setattr(tuning_ladder, "LAYERS", (0.4, 0.5, 0.6))
     return lively(tiny_llava())
 
 

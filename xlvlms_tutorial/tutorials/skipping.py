@@ -1287,7 +1287,7 @@ def interval_plans(n_layers: int, sizes: Sequence[int]) -> dict[tuple[str, int],
     for step in range(n_layers - 1, 1, -1):
         blocks = every_nth_layer(n_layers, step)
         if len(blocks) in sizes:
-            plans["interval", len(blocks)] = SkipPlan(blocks)
+            plans["interval", len(blocks)] = SkipPlan(tuple(blocks))
     return plans
 
 
