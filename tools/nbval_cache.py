@@ -31,6 +31,7 @@ LONG = (
     "steering-style",
     "learned-steering",
     "hallucination",
+    "merging",
     "pruning",
     "shift",
     "skip-training",

@@ -47,6 +47,7 @@ SHORT = {
     "steering-style": {"n_samples": 12, "n_valid": 4, "n_test": 8, "adapters": [], "distil": []},
     "learned-steering": {"n_samples": 8, "n_validation": 4, "n_test": 6, "depths": [0.4, 0.7]},
     "hallucination": {"n_samples": 8, "n_validation": 4, "n_captions": 4},
+    "merging": {"n_samples": 3, "weights": [0.0, 1.0], "n_questions": 4},
     "skip-training": {"n_samples": 8, "n_few": 2, "steps": 3},
     "pruning": {"n_samples": 6, "n_calibration": 2},
     "skipping": {"n_samples": 8, "n_learn": 3, "counts": [1, 2]},
