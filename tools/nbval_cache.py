@@ -32,6 +32,7 @@ LONG = (
     "learned-steering",
     "hallucination",
     "tracing",
+    "merging",
     "pruning",
     "shift",
     "skip-training",

@@ -56,6 +56,7 @@ SHORT = {
         "depths": [0.4, 0.7],
         "width": 1,
     },
+    "merging": {"n_samples": 3, "weights": [0.0, 1.0], "n_questions": 4},
     "skip-training": {"n_samples": 8, "n_few": 2, "steps": 3},
     "pruning": {"n_samples": 6, "n_calibration": 2},
     "dropping": {"n_samples": 4, "n_validation": 3, "n_captions": 2, "rounds": 4},
