@@ -20,11 +20,8 @@ BARS = {"words": 2000, "code": 200, "plumbing": 0.3, "functions": 8, "doors": 6}
 OVER = {
     ("alignment", "code"): 244,
     ("cam", "plumbing"): 0.36,
-    ("grounding", "code"): 207,
     ("shift", "code"): 248,
     ("steering-style", "code"): 257,
-    ("subnetworks", "code"): 208,
-    ("subnetworks", "plumbing"): 0.37,
 }
 # Words for each visible line of code, at least.
 LEAST: dict[str, float] = {}
