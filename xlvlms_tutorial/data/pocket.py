@@ -83,7 +83,7 @@ def scene_samples(
                 tuple(captions),
                 tuple(language.questions(scene)),
                 _factors(scene),
-                regions=_later(regions.regions, scene),
+                regions=_Later(regions.regions, scene),
             )
         )
     return samples
@@ -125,7 +125,7 @@ def counterfactual_samples(
 
 def _scene_sample(name: str, scene: world.Scene) -> Sample:
     captions, questions = language.captions(scene), language.questions(scene)
-    picture = _later(world.render, scene)
+    picture = _Later(world.render, scene)
     return Sample(name, picture, tuple(captions), tuple(questions), _factors(scene))
 
 

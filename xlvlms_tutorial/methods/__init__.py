@@ -7,6 +7,7 @@ from xlvlms_tutorial._lazy import lazy_attributes
 if TYPE_CHECKING:
     from xlvlms_tutorial.methods import (
         alignment,
+        attribution,
         concepts,
         connectors,
         decoding,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "alignment",
+    "attribution",
     "concepts",
     "connectors",
     "decoding",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.methods.concepts.test_attribution import ANSWERS, FIRST, PROMPT, WORDS, pictures
+from tests.support.mentions import ANSWERS, FIRST, PROMPT, WORDS, pictures
 from tests.support.tiny import lively, tiny_llava
 from xlvlms_tutorial.activations.capture import residual_stream
 from xlvlms_tutorial.errors import InputError
