@@ -7,6 +7,7 @@ from xlvlms_tutorial._lazy import lazy_attributes
 if TYPE_CHECKING:
     from xlvlms_tutorial.methods import (
         alignment,
+        attribution,
         concepts,
         decoding,
         logit_lens,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "alignment",
+    "attribution",
     "concepts",
     "decoding",
     "logit_lens",

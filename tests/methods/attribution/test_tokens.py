@@ -1,9 +1,10 @@
 """Maps over image tokens of a tiny random model, against one sample at a time and plain hooks."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from tests.methods.concepts.test_attribution import ANSWERS, FIRST, PROMPT, WORDS, pictures
 from tests.support.tiny import lively, tiny_llava
 from xlvlms_tutorial.activations.capture import residual_stream
 from xlvlms_tutorial.errors import InputError
@@ -13,6 +14,23 @@ from xlvlms_tutorial.methods.attribution import (
     attention_rollout,
     token_maps,
 )
+from xlvlms_tutorial.samples import Sample
+
+PROMPT = "Describe the picture ."
+ANSWERS = [
+    "a woman in the grass",
+    "red",
+    "the grass is blue",
+    "there is a woman",
+    "a red key on the grass",
+]
+WORDS = ("woman", "red", "grass")
+FIRST = [1, 0, 1, 3, 1]  # the first of these words in each answer
+
+
+def pictures(n):
+    noise = np.random.default_rng(1).integers(0, 255, (n, 32, 32, 3), dtype=np.uint8)
+    return [Sample(f"s{k}", Image.fromarray(picture)) for k, picture in enumerate(noise)]
 
 
 @pytest.fixture
