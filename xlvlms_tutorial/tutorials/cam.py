@@ -153,9 +153,9 @@ def judge(
     >>> from xlvlms_tutorial.tutorials.cam import judge
     >>> pictures = torch.ones(1, 1, 1, 2)
     >>> truth = torch.tensor([[[True, False]]])
-    >>> rows = judge(lambda x: x[:, 0] * 0.9, pictures, truth, {"the thing": truth})
+    >>> rows = judge(lambda x: x[:, 0] * 0.5, pictures, truth, {"the thing": truth})
     >>> rows[["map", "area", "confidence", "overlap"]].round(2).values.tolist()
-    [['the thing', 0.5, 0.9, 1.0]]
+    [['the thing', 0.5, 0.5, 1.0]]
     """
     tables = []
     for name, region in regions.items():
