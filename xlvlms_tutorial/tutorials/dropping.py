@@ -549,8 +549,9 @@ def kept_cells(
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import dropping
-    >>> dropping.kept_cells(vlm, dropping.quiz("scenes", 2, "test"), 2, 4).sum()
-    4.0
+    >>> shares = dropping.kept_cells(vlm, dropping.quiz("scenes", 2, "test"), 2, 4)
+    >>> shares.shape, float(shares.sum())
+    ((4, 4), 4.0)
     """
     with drop_tokens(vlm, layer, keep, by) as kept, _prefill(vlm, samples, nullcontext) as call:
         call()
