@@ -11,7 +11,13 @@ from xlvlms_tutorial.interventions import PatchingGrid, knock_out
 from xlvlms_tutorial.pocket import counterfactuals, language, render, scenes
 from xlvlms_tutorial.samples import Question
 from xlvlms_tutorial.tutorials import Experiment, tracing
-from xlvlms_tutorial.tutorials.tracing import LastStep, Study, make_pairs, strongest, windows
+from xlvlms_tutorial.tutorials.tracing import (
+    AnsweredPairs,
+    LastStep,
+    make_pairs,
+    strongest,
+    windows,
+)
 
 KINDS = ["colour", "place"]
 
@@ -28,7 +34,7 @@ def pairs():
 
 @pytest.fixture(scope="module")
 def study(vlm, pairs):
-    return Study(vlm, pairs)
+    return AnsweredPairs(vlm, pairs)
 
 
 def test_pairs_are_one_scene_with_one_factor_changed(pairs):
@@ -79,7 +85,7 @@ def test_a_study_keeps_what_is_answered_rightly_both_times(vlm, pairs, monkeypat
         return torch.eye(len(vlm.tokenizer))[rows] + 0.01 * torch.eye(len(vlm.tokenizer))[3]
 
     monkeypatch.setattr(tracing, "_first_logits", logits)
-    study = Study(vlm, asked)
+    study = AnsweredPairs(vlm, asked)
     assert [pair.answers for pair in study.pairs] == [("red", "blue"), ("grass", "woman")]
     assert study.tokens.tolist() == [[tokens[0], tokens[1]], [tokens[2], tokens[3]]]
     chosen = torch.zeros(2, len(vlm.tokenizer))
@@ -92,7 +98,7 @@ def test_a_study_keeps_what_is_answered_rightly_both_times(vlm, pairs, monkeypat
 def test_a_model_that_answers_nothing_keeps_all_pairs_with_two_tokens(study, pairs):
     assert len(study.pairs) == len(pairs) and study.kinds.tolist() == ["colour"] * 3 + ["place"] * 3
     assert bool((study.tokens[:, 0] != study.tokens[:, 1]).all())
-    few = Study(study.vlm, pairs, n=2, both=False)
+    few = AnsweredPairs(study.vlm, pairs, n=2, both=False)
     assert few.kinds.tolist() == ["colour"] * 2 + ["place"] * 2 and few.corrupt is None
 
 
@@ -253,7 +259,7 @@ def test_each_kind_is_recorded_against_both_nulls(study, tmp_path, monkeypatch):
 def test_sentences_about_the_band_follow_from_what_was_measured():
     kinds = np.array(["colour", "place", "count"])
     model = type("Model", (), {"layer_at": lambda self, share: round(30 * share)})()
-    study = Study.__new__(Study)
+    study = AnsweredPairs.__new__(AnsweredPairs)
     study.kinds, study.vlm = kinds, model
     tried = windows(30, 3)
     lost = np.zeros((28, 3))

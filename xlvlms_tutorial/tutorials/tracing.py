@@ -142,7 +142,7 @@ def _swapped(dataset: str, kinds: Sequence[str], n: int, split: str, seed: int) 
     return pairs
 
 
-class Study:
+class AnsweredPairs:
     """Pairs that a model answers rightly, with its inputs and first tokens.
 
     Pairs are kept where both answers begin as they should (those that are known) and differ; where
@@ -166,8 +166,6 @@ class Study:
         The pairs that are kept, b of them.
     clean, corrupt : Batch
         The inputs.
-    step : LastStep
-        The last position of the clean inputs, ready to be run again; made when first used.
     tokens : tensor (b, 2)
         The first token of the answer to the clean and to the corrupt picture.
     kinds : array (b,)
@@ -175,8 +173,8 @@ class Study:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.tutorials.tracing import Study, make_pairs
-    >>> study = Study(vlm, make_pairs("scenes", ["place"], 3))
+    >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, make_pairs
+    >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3))
     >>> study.tokens.shape == (len(study.pairs), 2)
     True
     """
@@ -229,8 +227,8 @@ class Study:
 
         Examples
         --------
-        >>> from xlvlms_tutorial.tutorials.tracing import Study, make_pairs
-        >>> study = Study(vlm, make_pairs("scenes", ["place"], 3))
+        >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, make_pairs
+        >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3))
         >>> study.words(study.step.logits()) == [pair.answers[0] for pair in study.pairs]
         True
         """
@@ -258,8 +256,8 @@ class Study:
 
         Examples
         --------
-        >>> from xlvlms_tutorial.tutorials.tracing import Study, make_pairs
-        >>> study = Study(vlm, make_pairs("scenes", ["place"], 3))
+        >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, make_pairs
+        >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3))
         >>> logits = vlm.forward(study.clean, logits=False).logits[:, -1]
         >>> bool((study.gap(logits) > 0).all())
         True
@@ -282,8 +280,8 @@ class Study:
 
         Examples
         --------
-        >>> from xlvlms_tutorial.tutorials.tracing import Study, make_pairs
-        >>> study = Study(vlm, make_pairs("scenes", ["place"], 3))
+        >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, make_pairs
+        >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3))
         >>> study.lost(vlm.forward(study.clean, logits=False).logits[:, -1]).sum()
         np.float64(0.0)
         """
@@ -302,8 +300,8 @@ class Study:
 
         Examples
         --------
-        >>> from xlvlms_tutorial.tutorials.tracing import Study, make_pairs
-        >>> study = Study(vlm, make_pairs("scenes", ["place"], 3))
+        >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, make_pairs
+        >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3))
         >>> list(study.spans())
         ['cells that differ', 'other cells', 'question', 'marks', 'last']
         """
@@ -465,13 +463,13 @@ def windows(n_layers: int, width: int) -> list[range]:
 
 
 def sweep(
-    study: Study, tried: Sequence[Sequence[int]], to_span: Positions = "image"
+    study: AnsweredPairs, tried: Sequence[Sequence[int]], to_span: Positions = "image"
 ) -> Float[np.ndarray, "w b"]:
     """Cut the last position off from a span in each of some windows, and see which answers go.
 
     Parameters
     ----------
-    study : Study
+    study : AnsweredPairs
         The questions, about the clean pictures.
     tried : sequence of sequence of int
         The windows, each several blocks.
@@ -485,8 +483,8 @@ def sweep(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.tutorials.tracing import Study, make_pairs, sweep
-    >>> study = Study(vlm, make_pairs("scenes", ["place"], 3), both=False)
+    >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, make_pairs, sweep
+    >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3), both=False)
     >>> sweep(study, [range(1, 4), range(1, 31)]).mean(axis=1).tolist()
     [0.0, 1.0]
     """
@@ -496,12 +494,12 @@ def sweep(
     return np.array(rows)
 
 
-def routes(study: Study) -> pd.DataFrame:
+def routes(study: AnsweredPairs) -> pd.DataFrame:
     """Cut one route from the picture to the answer in all blocks, and count the answers that go.
 
     Parameters
     ----------
-    study : Study
+    study : AnsweredPairs
         The questions, about the clean pictures.
 
     Returns
@@ -512,8 +510,8 @@ def routes(study: Study) -> pd.DataFrame:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.tutorials.tracing import Study, make_pairs, routes
-    >>> study = Study(vlm, make_pairs("scenes", ["place"], 3), both=False)
+    >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, make_pairs, routes
+    >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3), both=False)
     >>> list(routes(study))
     ['picture to last', 'picture to words', 'question to last']
     """
@@ -531,12 +529,12 @@ def routes(study: Study) -> pd.DataFrame:
     return pd.DataFrame(lost).groupby(study.kinds, sort=False).mean()
 
 
-def random_positions(study: Study, seed: int = 0) -> Bool[Tensor, "b t"]:
+def random_positions(study: AnsweredPairs, seed: int = 0) -> Bool[Tensor, "b t"]:
     """Draw as many earlier positions of each prompt as it has image tokens, whatever they hold.
 
     Parameters
     ----------
-    study : Study
+    study : AnsweredPairs
         The prompts.
     seed : int, default 0
         Of the draw.
@@ -548,8 +546,8 @@ def random_positions(study: Study, seed: int = 0) -> Bool[Tensor, "b t"]:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.tutorials.tracing import Study, make_pairs, random_positions
-    >>> study = Study(vlm, make_pairs("scenes", ["place"], 3), both=False)
+    >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, make_pairs, random_positions
+    >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3), both=False)
     >>> random_positions(study).sum(dim=1).unique().tolist()
     [16]
     """
@@ -628,7 +626,7 @@ def choose(
 
 
 def losses(
-    study: Study,
+    study: AnsweredPairs,
     lost: Float[np.ndarray, "w b"],
     tried: Sequence[range],
     chosen: Mapping[str, tuple[int, int]],
@@ -638,7 +636,7 @@ def losses(
 
     Parameters
     ----------
-    study : Study
+    study : AnsweredPairs
         The test questions.
     lost : array (windows, b)
         From :func:`sweep` on them.
@@ -657,8 +655,8 @@ def losses(
     Examples
     --------
     >>> import numpy as np
-    >>> from xlvlms_tutorial.tutorials.tracing import Study, losses, make_pairs, sweep
-    >>> study = Study(vlm, make_pairs("scenes", ["place"], 3), both=False)
+    >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, losses, make_pairs, sweep
+    >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3), both=False)
     >>> tried = [range(1, 4), range(1, 31)]
     >>> result = losses(study, sweep(study, tried), tried, {"place": (1, 0)}, n_draws=1)
     >>> result["band"].tolist(), result["equal window elsewhere"].tolist()
@@ -726,13 +724,13 @@ def where(
 
 
 def curves(
-    study: Study, lost: Float[np.ndarray, "w b"], tried: Sequence[range], seed: int = 0
+    study: AnsweredPairs, lost: Float[np.ndarray, "w b"], tried: Sequence[range], seed: int = 0
 ) -> dict[str, pd.DataFrame]:
     """Return the share of answers lost by window, for each kind of question.
 
     Parameters
     ----------
-    study : Study
+    study : AnsweredPairs
         The questions.
     lost : array (windows, b)
         From :func:`sweep`.
@@ -748,8 +746,8 @@ def curves(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.tutorials.tracing import Study, curves, make_pairs, sweep
-    >>> study = Study(vlm, make_pairs("scenes", ["place"], 3), both=False)
+    >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, curves, make_pairs, sweep
+    >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3), both=False)
     >>> tried = [range(1, 4), range(23, 26)]
     >>> curves(study, sweep(study, tried), tried)["place"].index.tolist()
     [2.0, 24.0]
@@ -809,16 +807,16 @@ def handover(grid: PatchingGrid, before: Sequence[str], seed: int = 0) -> Estima
 
 
 def patching_statements(
-    study: Study, grid: PatchingGrid, noised: PatchingGrid, centre: int, seed: int = 0
+    study: AnsweredPairs, grid: PatchingGrid, noised: PatchingGrid, centre: int, seed: int = 0
 ) -> dict[str, bool]:
     """Say which sentences of the chapter about patching hold.
 
     Parameters
     ----------
-    study : Study
+    study : AnsweredPairs
         The pairs.
     grid, noised : PatchingGrid
-        Clean states in the corrupt prompt by the spans of :meth:`Study.spans`, and corrupt states
+        Clean states in the corrupt prompt by the spans of :meth:`AnsweredPairs.spans`, and corrupt states
         in the clean one by "picture", "last" and others.
     centre : int
         The layer at which the fact is expected at the last position.
@@ -833,8 +831,8 @@ def patching_statements(
     Examples
     --------
     >>> from xlvlms_tutorial.interventions import patch_spans
-    >>> from xlvlms_tutorial.tutorials.tracing import Study, make_pairs, patching_statements
-    >>> study = Study(vlm, make_pairs("scenes", ["place"], 3))
+    >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, make_pairs, patching_statements
+    >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3))
     >>> inputs = vlm, study.clean, study.corrupt
     >>> grid = patch_spans(*inputs, study.spans(), [20, 25], study.gap)
     >>> whole = {"picture": "image", "last": "last"}
@@ -873,7 +871,7 @@ def patching_statements(
 
 def record(
     experiment: Experiment,
-    study: Study,
+    study: AnsweredPairs,
     lost: Mapping[str, Float[np.ndarray, "b"]],
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -883,7 +881,7 @@ def record(
     ----------
     experiment : Experiment
         The page's experiment.
-    study : Study
+    study : AnsweredPairs
         The test questions.
     lost : mapping of str to array (b,)
         Which answers go: "band", "equal window elsewhere" and "random positions".
@@ -899,8 +897,8 @@ def record(
     --------
     >>> import numpy as np
     >>> from xlvlms_tutorial.tutorials import Experiment
-    >>> from xlvlms_tutorial.tutorials.tracing import Study, make_pairs, record
-    >>> study = Study(vlm, make_pairs("scenes", ["place"], 3), both=False)
+    >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, make_pairs, record
+    >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3), both=False)
     >>> lost = {"band": np.ones(3)}
     >>> lost |= dict.fromkeys(["equal window elsewhere", "random positions"], np.zeros(3))
     >>> record(Experiment("tracing", "pocket-llava", "scenes"), study, lost).loc["place", "band"]
@@ -920,7 +918,7 @@ def record(
 
 
 def band_statements(
-    study: Study,
+    study: AnsweredPairs,
     lost: Float[np.ndarray, "w b"],
     tried: Sequence[range],
     chosen: Mapping[str, tuple[int, int]],
@@ -932,7 +930,7 @@ def band_statements(
 
     Parameters
     ----------
-    study : Study
+    study : AnsweredPairs
         The test questions.
     lost : array (windows, b)
         From :func:`sweep` on them.
@@ -956,8 +954,8 @@ def band_statements(
     --------
     >>> import numpy as np
     >>> import pandas as pd
-    >>> from xlvlms_tutorial.tutorials.tracing import Study, band_statements, make_pairs
-    >>> study = Study(vlm, make_pairs("scenes", ["place"], 3), both=False)
+    >>> from xlvlms_tutorial.tutorials.tracing import AnsweredPairs, band_statements, make_pairs
+    >>> study = AnsweredPairs(vlm, make_pairs("scenes", ["place"], 3), both=False)
     >>> band_statements(study, np.zeros((1, 3)), [range(1, 4)], {}, {}, pd.DataFrame(), 24)
     {}
     """
