@@ -816,8 +816,8 @@ def patching_statements(
     study : AnsweredPairs
         The pairs.
     grid, noised : PatchingGrid
-        Clean states in the corrupt prompt by the spans of :meth:`AnsweredPairs.spans`, and corrupt states
-        in the clean one by "picture", "last" and others.
+        Clean states in the corrupt prompt by the spans of :meth:`AnsweredPairs.spans`, and corrupt
+        states in the clean one by "picture", "last" and others.
     centre : int
         The layer at which the fact is expected at the last position.
     seed : int, default 0
