@@ -18,6 +18,7 @@ from xlvlms_tutorial.claims.claims import (
     sentence,
     verdict,
 )
+from xlvlms_tutorial.claims.headlines import SCHEMA
 from xlvlms_tutorial.errors import FileError, InputError
 from xlvlms_tutorial.metrics.intervals import Estimate
 
@@ -494,3 +495,10 @@ def test_a_record_of_an_earlier_version_is_named(folder, name):
 def test_a_range_of_random_orders_is_not_shown_as_an_interval():
     written = record("IMA-10", interval(0.6, 1.0), **RUN | {"interval_over": "random orders"})
     assert sentence(written) == "IMA-10 confirmed: 0.8 (random orders: 0.6 to 1), claimed > 0"
+
+
+def test_the_schema_of_the_archive_knows_what_observations_can_be():
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    measured = schema["properties"]["measurements"]["items"]["properties"]
+    assert measured["interval_over"]["enum"] == [*claims.OBSERVATIONS, None]
+    assert [kind for kind in measured["choice"]["enum"] if kind] == list(claims.CHOICES)
