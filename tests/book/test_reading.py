@@ -31,6 +31,8 @@ WITHOUT_CLAIMS = {"reproduce"}  # shows how, and finds nothing
 @EACH
 def test_a_chapter_opens_with_its_answer(chapter):
     assert READINGS[chapter].answer_on_top
+    # a box begun twice nests, and Sphinx does not mind
+    assert PAGES[chapter].read_text(encoding="utf-8").count(":class: tip in-short") == 1
 
 
 @EACH
