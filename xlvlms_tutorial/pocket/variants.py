@@ -20,6 +20,8 @@ class Variant:
         The vision encoder before it.
     reads : tuple of str, default ("image",)
         What it was trained to read: "image", "video", "audio".
+    language : str, default "smollm2"
+        The language model behind it: "smollm2" or "gemma".
 
     Examples
     --------
@@ -31,6 +33,7 @@ class Variant:
     run: str
     encoder: str = "lite0"
     reads: tuple[str, ...] = ("image",)
+    language: str = "smollm2"
 
 
 # The embedded models by the names that load takes.
