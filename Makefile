@@ -20,7 +20,7 @@ help:
 	@echo "make test    lint, unit tests, chapters on other models, then every page against its checked outputs; tells the time of each part"
 	@echo "make check   lint and the unit tests that are quick: some five minutes, for those who change code"
 	@echo "make newest  the quick tests in an environment of their own with the newest versions that pyproject.toml allows"
-	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, grounding, pruning, reliability, live; QUICK=1: a trial)"
+	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, tracing, dropping, storing, alignment, vocabulary, subnetworks, concepts, grounding, in_context, pruning, reliability, live; QUICK=1: a trial)"
 	@echo "make pictures  draw the pictures of the README anew, from the model and the records of the last build"
 	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: also where only outputs have changed); what the tests ran is not run again"
 	@echo "make api     rewrite the API pages from what the front doors offer"

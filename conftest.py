@@ -40,6 +40,8 @@ def recorded_elsewhere(request, monkeypatch):
     # the plugin that executes pages says itself where their records go
     if isinstance(request.node, (DoctestItem, pytest.Function)):
         monkeypatch.setenv("XLVLMS_CLAIMS", str(request.getfixturevalue("records_of_tests")))
+        # tests of that plugin leave its settings behind in their process
+        monkeypatch.delenv("XLVLMS_ONE_RECORD", raising=False)
 
 
 @pytest.fixture(autouse=True)

@@ -4,16 +4,23 @@ And the mean over all pairs without any one pair. Today's way is the softmax of 
 memory, and a loop over pairs.
 """
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from benchmarks.command import start
-from benchmarks.harness import Goal, Report, always, count, ratio, timed
+from benchmarks.harness import Goal, Report, always, count, median, ratio, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.subjects import Subject, subjects
 from xlvlms_tutorial.activations.activations import Activations
 from xlvlms_tutorial.activations.hooks import read
+from xlvlms_tutorial.methods.logit_lens import (
+    ContextualNeighbours,
+    TextStates,
+    decoder_fingerprint,
+    readouts,
+)
 from xlvlms_tutorial.methods.logit_lens.measures import (
     entropy,
     kl_divergence,
@@ -33,18 +40,22 @@ def measure(report: Report) -> None:
         "tokens": options.pick(10_000, 200),
         "part": options.pick(1000, 50),
         "pairs": options.pick(128, 8),
+        "index": options.pick(50_000, 300),
     }
     report.setting |= sizes | {"rounds": options.rounds(ROUNDS)}
     for subject in subjects(report):
         about(report, subject, *sizes.values())
 
 
-def about(report: Report, subject: Subject, n: int, part: int, pairs: int) -> None:
+def about(
+    report: Report, subject: Subject, n: int, part: int, pairs: int, index: int = 300
+) -> None:
     """All promises about one model."""
     states = tokens(subject, n)
     memory(report, subject, states, part)
     against_today(report, subject, states[:part])
     all_pairs(report, subject, states, pairs)
+    contextual_neighbours(report, subject, states, index)
 
 
 def tokens(subject: Subject, n: int) -> Tensor:
@@ -143,6 +154,44 @@ def all_pairs(report: Report, subject: Subject, states: Tensor, pairs: int) -> N
         ratio(seconds, "loop", "mean"),
         Goal(">=", 4),
     )
+
+
+def contextual_neighbours(report: Report, subject: Subject, states: Tensor, index: int) -> None:
+    """The nearest of so many states of text, of every state, beside the bare matrix product."""
+    vlm, device = subject.vlm, subject.device
+    random = torch.Generator().manual_seed(0)
+    drawn = torch.randn(index, vlm.width, generator=random)
+    text = TextStates(
+        {1: drawn},
+        tuple(f"word{number}" for number in range(index)),
+        np.zeros(index, dtype=int),
+        ("a sentence",),
+        vlm.name,
+        decoder_fingerprint(vlm),
+    )
+    reader = ContextualNeighbours(vlm).fit(text)
+    units = drawn.to(device)
+    states = states.to(device).float()
+    ways = {
+        "ours": always(lambda: reader.neighbours(states, 1, 5)),
+        "product": always(lambda: products_alone(states, units)),
+    }
+    description = f"the five nearest of {index:,} states of text, for {len(states):,} states"
+    peak = peak_bytes(lambda: reader.neighbours(states, 1, 5), device)
+    report.promise(f"peak extra memory, in GB: {description}", count(peak / GB), Goal("<=", 0.5))
+    seconds = timed(ways, report.options.rounds(ROUNDS), device, label="neighbours")
+    report.promise(
+        f"{description}, over the bare matrix product in the same blocks",
+        ratio(seconds, "ours", "product"),
+        Goal("<=", 1.5),
+    )
+    report.tell(f"seconds: {description}", median(seconds["ours"]))
+
+
+def products_alone(states: Tensor, units: Tensor) -> None:
+    """The products of states with an index alone, in blocks that are thrown away."""
+    for block in states.split(max(1, readouts.BLOCK // (4 * len(units)))):
+        block @ units.T
 
 
 def as_sides(states: Tensor, samples: int) -> tuple[Activations, Activations]:

@@ -8,7 +8,7 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from operator import index
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image, ImageOps
 
 from xlvlms_tutorial.errors import (
@@ -99,8 +100,9 @@ class Sample:
     id : str
         A name that no other sample of the dataset has.
     source : object
-        A picture as :func:`as_image` takes it, a clip's list of frames, a sound's samples (1-d
-        array), or a function without arguments that makes it when it is used.
+        A picture as :func:`as_image` takes it, or a list of pictures (of none, of several); a
+        clip's list of frames, a sound's samples (1-d array), or a function without arguments that
+        makes it when it is used.
     captions : tuple of str, default ()
         The reference captions.
     questions : tuple of Question, default ()
@@ -109,6 +111,9 @@ class Sample:
         What is known of the content, by factor ("subject", "colour", ...); None where unknown.
     modality : {"image", "video", "audio"}, default "image"
         What the source is.
+    regions : function without arguments, optional
+        It returns where things are: a mask of the picture's pixels, bool (height, width), by the
+        word for what stands there. By default that is not known.
 
     Examples
     --------
@@ -127,10 +132,14 @@ class Sample:
     questions: tuple[Question, ...] = ()
     truth: Mapping[str, object] = field(default_factory=dict)
     modality: str = "image"
+    # how regions are made is no part of what a sample is: two functions are never equal
+    regions: Callable[[], Mapping[str, Bool[np.ndarray, "height width"]]] | None = field(
+        default=None, compare=False
+    )
 
     @property
     def content(self) -> Image.Image | list[Image.Image] | np.ndarray:
-        """Return the picture in RGB, the clip's frames in RGB, or the sound's samples.
+        """Return the picture (or pictures) or the clip's frames in RGB, or the sound's samples.
 
         Raises
         ------
@@ -138,9 +147,9 @@ class Sample:
             If a picture or a frame cannot be read.
         """
         content = self._opened()
-        if self.modality == "image":
+        if self.modality == "image" and not isinstance(content, (list, tuple)):
             return as_image(content)
-        if self.modality == "video":
+        if self.modality in ("image", "video"):
             return [as_image(frame) for frame in content]
         return as_sound(content)
 

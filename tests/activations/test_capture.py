@@ -590,11 +590,11 @@ def test_an_interrupted_capture_goes_on_where_it_was(vlm, samples, tmp_path, mon
     whole = capture(vlm, seven, (1, 3), **options)
     n_images, plain = [], vlm.batch
 
-    def batch(images, texts, answers, names):
+    def batch(images, texts, answers, names, **conversation):
         n_images.append(len(images))
         if len(n_images) == 4:
             raise KeyboardInterrupt
-        return plain(images, texts, answers, names=names)
+        return plain(images, texts, answers, names=names, **conversation)
 
     monkeypatch.setattr(vlm, "batch", batch)
     with pytest.raises(KeyboardInterrupt):

@@ -259,8 +259,8 @@ def test_an_unknown_benchmark_is_refused_with_the_names_there_are(arguments, tmp
     assert ran.exit_code == 2
     text = " ".join(ran.output.replace("│", " ").split())
     names = (
-        "capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, "
-        "grounding, pruning, reliability, live"
+        "capture, steering, skipping, tracing, dropping, storing, alignment, vocabulary, "
+        "subnetworks, concepts, grounding, in_context, pruning, reliability, live"
     )
     assert f"there are: {names}." in text
     assert list(tmp_path.iterdir()) == []

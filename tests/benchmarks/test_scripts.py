@@ -3,18 +3,20 @@
 The 7B shapes are built by the functions that build tiny ones here.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
-from benchmarks import capture, skipping, steering, storing
+from benchmarks import capture, dropping, in_context, skipping, steering, storing, tracing
 from benchmarks.harness import CPU, Options, Report
 from benchmarks.subjects import Subject, decoder_inputs, llava_shape, qwen2_vl_shape, subjects
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.activations import Activations
 from xlvlms_tutorial.activations.store import ActivationStore
-from xlvlms_tutorial.data import Sample
+from xlvlms_tutorial.data import Question, Sample
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.models import anatomy
@@ -114,6 +116,18 @@ def test_what_is_compared_reads_the_same_states(subject):
     torch.testing.assert_close(ours[:same], expected[:same], rtol=1e-4, atol=1e-5)
 
 
+def test_episodes_are_measured(report):
+    subject = with_samples()
+    asked = (Question("colour", "What colour ?", "red"),)
+    samples = [replace(sample, questions=asked) for sample in subject.samples]
+    in_context.about(report, replace(subject, samples=samples), 2)
+    assert len(names(report)) == 1 and len(report.findings) == 3
+    batch = subject.vlm.batch([[sample.image for sample in samples[:2]]], ["What ?"])
+    text = in_context.of_text(subject.vlm, batch)
+    same = text["input_ids"] == batch["input_ids"]
+    assert torch.equal(same, ~batch.mask("image")) and "pixel_values" not in text
+
+
 def test_steering_is_measured(subject, report):
     steering.about(report, subject, 2, 3)
     assert len(names(report)) == 3
@@ -162,9 +176,31 @@ def test_todays_hook_steers_like_ours(subject):
     assert not torch.allclose(plain, ours)
 
 
+def test_tracing_is_measured_and_leaves_nothing(subject, report):
+    tracing.cut(report, subject, 2)
+    tracing.grids(report, subject, 2)
+    assert len(names(report)) == 3
+    assert subject.vlm.active == []
+    assert not any(block._forward_hooks for block in subject.vlm.blocks)
+
+
+def test_the_other_input_of_a_grid_has_its_words_elsewhere(subject):
+    batch = subject.batch(2)
+    other = tracing.rolled(batch)
+    words = batch.mask("question")
+    assert torch.equal(other["input_ids"][~words], batch["input_ids"][~words])
+    assert not torch.equal(other["input_ids"][words], batch["input_ids"][words])
+
+
 def test_skipping_is_measured(subject, report):
     skipping.about(report, subject, 2, 2)
     assert len(names(report)) == 2 * 2  # one and two of four blocks, in prefill and decode
+    assert not any("forward" in vars(block) for block in subject.vlm.blocks)
+
+
+def test_dropping_is_measured(subject, report):
+    dropping.about(report, subject, 2, 2)
+    assert len(names(report)) == 1  # one promise, of the prefill
     assert not any("forward" in vars(block) for block in subject.vlm.blocks)
 
 

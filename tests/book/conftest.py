@@ -13,6 +13,7 @@ from tools.chapters import pages
 
 HTML = ROOT / "_build" / "html"
 LOCAL = ("file:", "data:", "blob:", "about:")
+N_OPEN = 4  # pages that are kept open: the variants of one
 
 
 def absent(reason: str) -> None:
@@ -60,14 +61,17 @@ class Visit:
 def visit(browser, html) -> Iterator:
     """A function that opens a page of the contents, once for each width and colour scheme.
 
-    Nothing outside is let through.
+    Nothing outside is let through. The pages opened last stay open: all of them at once would take
+    more memory than a machine has.
     """
     opened: dict[tuple, Visit] = {}
 
     def open_page(name: Path, width: int = 1200, scheme: str = "light") -> Visit:
-        if (name, width, scheme) not in opened:
-            opened[name, width, scheme] = _open(browser, html / f"{name}.html", width, scheme)
-        return opened[name, width, scheme]
+        key = name, width, scheme
+        opened[key] = opened.pop(key, None) or _open(browser, html / f"{name}.html", width, scheme)
+        while len(opened) > N_OPEN:
+            opened.pop(next(iter(opened))).page.context.close()
+        return opened[key]
 
     yield open_page
     for opened_visit in opened.values():
@@ -105,4 +109,5 @@ def _open(browser, file: Path, width: int, scheme: str) -> Visit:
 def pytest_generate_tests(metafunc):
     """Run a test that takes ``name`` once for each page of the contents."""
     if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", pages(), ids=str)
+        # by module, so that pytest runs all tests of a page before it opens the next one
+        metafunc.parametrize("name", pages(), ids=str, scope="module")

@@ -22,6 +22,7 @@ SHORT = {
         "encoders": ["lite0", "random"],
     },
     "vocabulary": {"n_samples": 8, "n_others": 4, "connectors": {}},
+    "reading": {"n_samples": 8, "n_validation": 4, "n_sentences": 12, "depths": [0, 0.5, 1]},
     "concepts": {"n_samples": 16, "n_pool": 240, "n_components": 5, "n_others": 12},
     "concept-dictionaries": {
         "n_samples": 16,
@@ -42,13 +43,23 @@ SHORT = {
         "K": 6,
         "depths": [0.33, 0.67, 1.0],
     },
+    "cam": {"n_samples": 6, "n_named": 3},
     "shift": {"n_samples": 20, "n_pool": 240, "n_steps": 10, "n_concepts": 5, "styles": ["colour"]},
     "steering-limits": {"n_samples": 8, "n_many": 20},
     "steering-style": {"n_samples": 12, "n_valid": 4, "n_test": 8, "adapters": [], "distil": []},
     "learned-steering": {"n_samples": 8, "n_validation": 4, "n_test": 6, "depths": [0.4, 0.7]},
     "hallucination": {"n_samples": 8, "n_validation": 4, "n_captions": 4},
+    "tracing": {
+        "n_samples": 6,
+        "n_validation": 4,
+        "n_patched": 3,
+        "depths": [0.4, 0.7],
+        "width": 1,
+    },
+    "merging": {"n_samples": 3, "weights": [0.0, 1.0], "n_questions": 4},
     "skip-training": {"n_samples": 8, "n_few": 2, "steps": 3},
     "pruning": {"n_samples": 6, "n_calibration": 2},
+    "dropping": {"n_samples": 4, "n_validation": 3, "n_captions": 2, "rounds": 4},
     "skipping": {"n_samples": 8, "n_learn": 3, "counts": [1, 2]},
 }
 
@@ -61,4 +72,8 @@ def test_a_chapter_runs_on_another_model_and_a_folder(chapter, kind, tmp_path):
         run_chapter(chapter, tmp_path, parameters | SHORT.get(chapter, {"n_samples": 8}))
     )
     assert results["parameters"]["model"] == parameters["model"]
-    assert {record["model"] for record in results["claims"]} <= {parameters["model"], *EMBEDDED}
+    assert {record["model"] for record in results["claims"]} <= {
+        parameters["model"],
+        *EMBEDDED,
+        "pocket-segmenter",
+    }

@@ -18,12 +18,15 @@ from xlvlms_tutorial.claims.claims import (
     sentence,
     verdict,
 )
+from xlvlms_tutorial.claims.headlines import SCHEMA
 from xlvlms_tutorial.errors import FileError, InputError
 from xlvlms_tutorial.metrics.intervals import Estimate
 
-COUNTS = {"IMA": 12, "SKIP": 6, "COX": 7, "SHIFT": 4, "STEER": 7, "VLM": 1}
+COUNTS = {"IMA": 12, "SKIP": 7, "COX": 7, "SHIFT": 4, "STEER": 7, "VLM": 1}
 IDS = {f"{prefix}-{k}" for prefix, n in COUNTS.items() for k in range(1, n + 1)}
-IDS |= {"LEARN-1", "LEARN-2", "LEARN-3", "HALL-1"}
+IDS |= {"LEARN-1", "LEARN-2", "LEARN-3", "LEARN-4", "HALL-1", "READ-1", "CAM-1", "CAM-2", "DROP-1"}
+IDS |= {"KNOCK-1"}
+IDS |= {"MERGE-1", "MERGE-2", "MERGE-3", "MERGE-5"}
 RUN = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "against": "chance"}
 
 
@@ -146,6 +149,11 @@ def test_a_register_with_a_wrong_field_is_refused(tmp_path, old, new, named):
     file.write_text(SMALL.replace(old, new, 1))
     with pytest.raises(FileError, match=f"(?s)register.yaml.*{named}"):
         read_register(file)
+
+
+def test_a_claim_may_have_a_source_by_its_whole_id():
+    assert "2509.25584" in CLAIMS["SKIP-7"].paper and "2410.09454" in CLAIMS["SKIP-6"].paper
+    assert "2404.03592" in CLAIMS["LEARN-4"].paper and CLAIMS["LEARN-4"].part.startswith("III")
 
 
 def test_a_register_that_is_not_there_is_refused(tmp_path):
@@ -487,3 +495,10 @@ def test_a_record_of_an_earlier_version_is_named(folder, name):
 def test_a_range_of_random_orders_is_not_shown_as_an_interval():
     written = record("IMA-10", interval(0.6, 1.0), **RUN | {"interval_over": "random orders"})
     assert sentence(written) == "IMA-10 confirmed: 0.8 (random orders: 0.6 to 1), claimed > 0"
+
+
+def test_the_schema_of_the_archive_knows_what_observations_can_be():
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    measured = schema["properties"]["measurements"]["items"]["properties"]
+    assert measured["interval_over"]["enum"] == [*claims.OBSERVATIONS, None]
+    assert [kind for kind in measured["choice"]["enum"] if kind] == list(claims.CHOICES)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.contract import intervening, reading
+from tests.contract import dropping, intervening, reading, showing, tracing
 from tests.contract.reference import Case
 
 # A check returns nothing when all holds, or what holds instead in this architecture; what does not
@@ -27,5 +27,9 @@ CHECKS: dict[str, Callable[[Case], str | None]] = {
     "project_out": intervening.projecting_out,
     "fold": intervening.folding,
     "mask_weights": intervening.masking,
+    "knock_out": tracing.knocking_out,
+    "patching": tracing.patching,
     "beams": intervening.beams,
+    "several_pictures": showing.several_pictures,
+    "drop_tokens": dropping.dropping,
 }

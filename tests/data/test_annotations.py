@@ -56,6 +56,17 @@ def test_boxes_and_captions_give_the_truth():
     assert truth == expected | {"place": "street", "time": "night"}
 
 
+def test_regions_are_the_pixels_inside_the_boxes_of_a_kind():
+    masks = sample_of(
+        boxes=[("cat", 1, 0, 1, 2), ("cat", 3, 3, 9, 9), ("dog", 0, 0, 4, 1)]
+    ).regions()
+    assert list(masks) == ["cat", "dog"]
+    cats = [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert masks["cat"].tolist() == np.array(cats, dtype=bool).tolist()
+    assert masks["dog"].sum() == 4 and masks["dog"][0].all()
+    assert sample_of(boxes=None).regions is None and sample_of(boxes=[]).regions is None
+
+
 def test_the_subject_is_the_kind_with_the_largest_area_in_all():
     small = [("cat", 0, 0, 10, 10)] * 3 + [("dog", 0, 0, 20, 10)]  # 300 and 200
     truth = sample_of(boxes=small, width=100).truth

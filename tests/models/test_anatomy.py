@@ -96,6 +96,13 @@ PATHS = {
         "vision_model",
         "language_projection",
     ),
+    "llava_aimv2": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+    ),
     "vipllava": (
         "model.language_model",
         "layers",

@@ -226,7 +226,7 @@ def test_what_a_processor_raises_at_texts_is_told_in_this_packages_words(monkeyp
 
 
 @pytest.mark.parametrize(
-    "wrong", [[PICTURE, PICTURE], [], None, "https://example.org/a.png", {"bytes": b""}, 3]
+    "wrong", [[PICTURE, 3], [[PICTURE]], "https://example.org/a.png", {"bytes": b""}, 3]
 )
 def test_what_is_no_single_picture_is_refused_before_the_model_runs(wrong):
     vlm = tiny_llava()

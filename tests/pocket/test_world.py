@@ -25,6 +25,7 @@ from xlvlms_tutorial.pocket.world import (
     SPLITS,
     Scene,
     counterfactuals,
+    masks,
     render,
     scenes,
 )
@@ -176,3 +177,28 @@ def test_every_item_occurs_and_count_and_side_are_balanced():
     assert set(frame["item"]) == set(ITEMS)
     assert frame["count"].value_counts(normalize=True).between(0.30, 0.37).all()
     assert frame["side"].value_counts(normalize=True).between(0.46, 0.54).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(any_scene())
+def test_no_pixel_is_two_things_and_everything_is_seen(scene):
+    parts = masks(scene)
+    assert list(parts) == ["subject", "item", "ground"]
+    assert sum(mask.astype(int) for mask in parts.values()).max() == 1
+    assert all(mask.shape == (256, 256) and mask.sum() > 50 for mask in parts.values())
+
+
+def test_masks_hold_the_pixels_that_change_when_the_thing_does():
+    changed = replace(SCENE, colour="green")
+    before, after = (np.asarray(render(scene)).astype(int) for scene in (SCENE, changed))
+    differ = (before != after).any(axis=2)
+    item = masks(SCENE)["item"]
+    assert differ.any() and (differ & ~item).sum() < 0.2 * differ.sum()  # soft edges
+    assert (differ & masks(SCENE)["subject"]).sum() == 0
+
+
+def test_what_stands_in_front_hides_what_is_behind():
+    for scene in scenes(30, "test", 1):
+        parts = masks(scene)
+        people = parts["subject"]
+        assert not (people & parts["item"]).any() and not (people & parts["ground"]).any()

@@ -23,7 +23,7 @@ from xlvlms_tutorial.training.compressed import (
     task_calibrations,
     through,
 )
-from xlvlms_tutorial.training.connector_runs import RUNS
+from xlvlms_tutorial.training.connector_runs import EXPERTS, RUNS
 
 
 @pytest.fixture(scope="module")
@@ -108,4 +108,5 @@ def test_samples_without_captions_or_questions_make_one_task_or_none(monkeypatch
 
 
 def test_every_run_through_a_compressed_language_model_is_in_the_table():
-    assert [name for name, run in RUNS.items() if run.compact] == list(COMPRESSED)
+    compact = [name for name, run in RUNS.items() if run.compact]
+    assert compact == [*COMPRESSED, *EXPERTS]

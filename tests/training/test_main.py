@@ -66,6 +66,7 @@ def calls(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(main, "preferences", lambda scorer, samples: Report().summary())
     monkeypatch.setattr(main, "train_scorer", lambda: recorded["trained"].append("scorer"))
+    monkeypatch.setattr(main, "train_segmenter", lambda: recorded["trained"].append("segmenter"))
     monkeypatch.setattr(main, "train_adapter", recorded["trained"].append)
     monkeypatch.setattr(main, "measure_adapter", lambda name: None)
     return recorded
@@ -116,7 +117,13 @@ def test_the_runs_asked_for_are_trained_and_measured_and_without_any_all(calls):
     assert [name for name, _ in calls["loaded"]] == ["pocket-llava-audio", "pocket-llava-video"]
     calls["trained"].clear()
     main.main([])
-    assert calls["trained"] == [*main.RUNS, "scorer", *main.RECIPES]
+    assert calls["trained"] == [*main.RUNS, "scorer", "segmenter", *main.RECIPES]
+
+
+def test_experts_are_trained_and_measured_elsewhere(calls):
+    main.main(["expert-captions-0", "expert-captions-other"])
+    assert calls["trained"] == ["expert-captions-0", "expert-captions-other"]
+    assert calls["asked"] == []
 
 
 def test_the_scorer_is_trained_and_measured_by_its_own_measures(calls):

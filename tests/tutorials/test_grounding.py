@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 import torch
 
+from xlvlms_tutorial.claims import claims
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.loading.scorers import Scorer
 from xlvlms_tutorial.methods.concepts import KMeans
-from xlvlms_tutorial.tutorials import grounding
+from xlvlms_tutorial.tutorials import Experiment, grounding
 
 SPACE = {"key": 0, "rock": 1, "snow": 2}
 
@@ -153,3 +154,23 @@ def test_scores_of_all_tokens_can_be_laid_under_one_another(judges):
     table = grounding.score_concepts(judges, embedded, learnt, {}, noise=learnt)
     both = pd.concat({"first": table, "second": table}, names=["token", "concept"])
     assert both["CLIPScore"]["noise images"].equals(both["CLIPScore"]["own"].rename("noise images"))
+
+
+def test_own_words_are_recorded_against_each_baseline(monkeypatch, tmp_path):
+    monkeypatch.setenv(claims.FOLDER_VARIABLE, str(tmp_path))
+    scores = {}
+    for metric, ahead in (("pictures", 0.2), ("texts", -0.2)):
+        for name in ("others", "random words", "random directions", "noise images"):
+            scores[metric, name] = [0.3, 0.31, 0.32, 0.33]
+        scores[metric, "own"] = [value + ahead for value in scores[metric, "others"]]
+    table = pd.DataFrame(scores)
+    for tokens, over in ((["key"], "concepts"), (["key", "rock"], "words")):
+        experiment = Experiment("grounding", "tiny", "scenes")
+        by_token = pd.concat(dict.fromkeys(tokens, table), names=["token", "concept"])
+        grounding.record_own(experiment, by_token)
+        assert len(experiment.records) == 8
+        assert {record["interval_over"] for record in experiment.records} == {over}
+        for claim_id, verdict in (("COX-1", "confirmed"), ("COX-2", "refuted")):
+            variants = ("random words", "random directions", "others", "noise images")
+            for name in variants:
+                assert experiment.verdict(claim_id, f"against {name}") == verdict

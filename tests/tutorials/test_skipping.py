@@ -1,11 +1,14 @@
 """What the chapter on skipping needs around its plans: samples, scores, counts."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from tests.support.tiny import lively, tiny_llava
 from tests.support.tiny_disk import small_samples
+from xlvlms_tutorial.claims import claims
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.interventions import skip
 from xlvlms_tutorial.methods.skipping import SkipPlan
@@ -145,6 +148,33 @@ def test_a_sign_that_orders_blocks_as_their_effect_has_rank_correlation_one():
     assert (signs["captions"].value, signs["answers"].value) == (1, -1)
     assert signs["captions"].n == 4
     assert skipping.rank_correlations(change, effect, 5)["captions"].n == 6  # too few remain
+
+
+def test_redundancy_is_recorded_against_a_random_order_and_the_change(monkeypatch, tmp_path):
+    monkeypatch.setenv(claims.FOLDER_VARIABLE, str(tmp_path))
+    n = 40
+    rng = np.random.default_rng(0)
+    cost = pd.Series(rng.random(n), range(1, n + 1))
+    effect = pd.DataFrame({"captions": cost, "answers": -cost})
+    measures = pd.DataFrame({"same": cost**2, "random": rng.random(n)}, cost.index)
+    change = pd.Series(rng.random(n), cost.index)
+    experiment = Experiment("skipping", "tiny", "scenes")
+    skipping.record_redundancy(experiment, measures, change, effect, 3)
+    values = {record["variant"]: record for record in experiment.records}
+    assert len(values) == 8 and {record["n"] for record in experiment.records} == {37}
+    assert values["same, captions"]["value"] == 1 and values["same, answers"]["value"] == -1
+    assert values["same, captions"]["verdict"] == "confirmed"
+    assert abs(values["random, captions"]["value"]) < 0.5
+    between = slice(3, n - 1)
+    with_change = spearmanr(change.loc[between], cost.loc[between]).statistic
+    ahead = values["same, against the change of the input, captions"]
+    assert ahead["value"] == pytest.approx(1 - with_change)
+    assert ahead["low"] < ahead["value"] < ahead["high"] and ahead["verdict"] == "confirmed"
+    # drawn again by hand: the same blocks for both sides
+    draws = np.random.default_rng(0).integers(37, size=(2000, 37))
+    x, y = change.loc[between].to_numpy(), cost.loc[between].to_numpy()
+    by_hand = [1 - spearmanr(x[draw], y[draw]).statistic for draw in draws[:200]]
+    assert np.quantile(by_hand, 0.025) == pytest.approx(ahead["low"], abs=0.1)
 
 
 def test_shares_are_recorded_against_the_whole_model_and_against_random_blocks():

@@ -9,9 +9,9 @@ import pytest
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial import calibrate, load_samples, wanda
 from xlvlms_tutorial.errors import InputError
-from xlvlms_tutorial.methods.pruning import magnitude_masks
+from xlvlms_tutorial.methods.pruning import Masks, magnitude_masks
 from xlvlms_tutorial.samples import Question
-from xlvlms_tutorial.tutorials import subnetworks
+from xlvlms_tutorial.tutorials import Experiment, subnetworks
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +113,83 @@ def test_factors_are_counted_where_captions_name_them(samples):
     assert counts == {"place": 1, "item": 1}
     shares = subnetworks.shares_of({"whole": {"place": 4}, "part": counts}, "whole")
     assert shares["part"] == pytest.approx(0.5)
+
+
+class Notes(Experiment):
+    """Keeps the checks it is given."""
+
+    def __init__(self):
+        super().__init__("subnetworks", "tiny", "scenes")
+        self.held = {}
+
+    def check(self, statement, holds):
+        self.held[statement] = bool(holds)
+        return bool(holds)
+
+
+class OfDensity(Masks):
+    """Masks of which nothing but the density is known."""
+
+    def __init__(self, density):
+        self._density = density
+
+    @property
+    def density(self):
+        return self._density
+
+
+def checks_of(function, *tables):
+    notes = Notes()
+    function(notes, *tables)
+    return list(notes.held.values())
+
+
+def test_checks_of_pairs_hold_for_two_groups_and_not_for_one():
+    kinds = ["image", "video", "text", "colour?"]
+    seen, read = kinds[:2], kinds[2:]
+    table = pd.DataFrame(0.5, kinds, kinds)
+    table.loc[seen, seen], table.loc[read, read] = 0.6, 0.7
+    table = table.where(~np.eye(4, dtype=bool))
+    assert checks_of(subnetworks.check_pairs, table, seen, read) == [True] * 3
+    flat = table.clip(upper=0.5)
+    assert checks_of(subnetworks.check_pairs, flat, seen, read) == [True, False, False]
+    assert checks_of(subnetworks.check_pairs, flat - 0.2, seen, read) == [False] * 3
+    rest = table.drop(index="video", columns="video")
+    assert checks_of(subnetworks.check_pairs, rest, ["image"], read) == [True, True, False]
+
+
+def test_checks_of_the_scale():
+    names = ["other captions", "magnitude", "nonsense", "image", "permuted norms", "noise"]
+    mean = pd.Series([0.9, 0.8, 0.7, 0.62, 0.6, 0.5], names)
+    assert checks_of(subnetworks.check_scale, mean) == [True] * 4
+    mean["image"] = 0.75
+    assert checks_of(subnetworks.check_scale, mean) == [True, False, False, True]
+    mean["noise"] = 0.95
+    assert checks_of(subnetworks.check_scale, mean)[3] is False
+
+
+def test_checks_without_the_largest_weights():
+    columns = ["IoU", "by chance", "share kept", "correlation of norms"]
+    rows = {
+        "other captions": [0.8, 0.2, 0.1, 0.9],
+        "image": [0.6, 0.2, 0.1, 0.6],
+        "noise": [0.5, 0.2, 0.3, 0.4],
+        "permuted norms": [0.3, 0.2, 0.1, 0.0],
+    }
+    rest = pd.DataFrame(rows, columns).T
+    assert checks_of(subnetworks.check_rest, rest) == [True] * 4
+    rest.loc["permuted norms", "correlation of norms"] = 0.5
+    rest.loc["noise"] = [0.2, 0.2, 0.0, 0.1]
+    assert checks_of(subnetworks.check_rest, rest) == [False] * 4
+
+
+def test_checks_of_captions_under_masks():
+    masks = {"magnitude": OfDensity(0.7)}
+    named = {"no mask": 10, "image": 4, "text": 9, "image and text": 9}
+    able = {kind: {"place": count} for kind, count in named.items()}
+    able |= {"magnitude": {"place": 3}, "random": {"place": 0}}
+    assert checks_of(subnetworks.check_ways, masks, able, 0.8) == [True] * 7
+    able["text"] = {"place": 1}
+    half = {"magnitude": OfDensity(0.5)}
+    held = checks_of(subnetworks.check_ways, half, able, 0.6)
+    assert held == [False, True, True, True, False, False, False]

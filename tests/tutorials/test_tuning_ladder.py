@@ -1,5 +1,7 @@
 """The ladder of tunings: what each rung trains, what it leaves alone, and what its records say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,23 +9,31 @@ from PIL import Image
 
 from tests.contract.reference import traces
 from tests.support.tiny import lively, tiny_llava
+from xlvlms_tutorial.claims import claims
 from xlvlms_tutorial.errors import InputError
+from xlvlms_tutorial.methods.steering.representation_tuning import frozen
+from xlvlms_tutorial.models import loss_of
 from xlvlms_tutorial.samples import Question, Sample
-from xlvlms_tutorial.tutorials import tuning_ladder
+from xlvlms_tutorial.tutorials import Experiment, tuning_ladder
 from xlvlms_tutorial.tutorials.learned_steering import Item
 from xlvlms_tutorial.tutorials.tuning_ladder import (
     BASELINES,
+    LAST,
     REFERENCE,
     RUNGS,
+    PromptCache,
     Rung,
     attached,
+    draw,
     encoded_once,
     forced_success,
     ladder,
     load_ladder,
     margins,
+    record_margins,
     train,
 )
+from xlvlms_tutorial.view import plots
 
 D, D_KEYS, D_MLP = 32, 16, 64
 COUNTS = {
@@ -43,12 +53,21 @@ def item(number: int, target: str) -> Item:
     return Item(Sample(f"s{number}", image, questions=(question,)), "plain", target, "yes")
 
 
+PROMPTS = ("What colour is the key ?", "What is it ?", "Where is the red key ?", "Is it blue ?")
+
+
+def replace_prompt(one: Item, text: str) -> Item:
+    question = Question("colour", text, "red")
+    return replace(one, sample=replace(one.sample, questions=(question,)))
+
+
 ITEMS = [item(0, "red"), item(1, "a woman"), item(2, "no"), item(3, "a blue key")]
 
 
 @pytest.fixture
 def vlm(monkeypatch):
     monkeypatch.setattr(tuning_ladder, "VIRTUAL", "<unk>")
+    monkeypatch.setattr(tuning_ladder, "LAYERS", (0.4, 0.5, 0.6))
     return lively(tiny_llava())
 
 
@@ -135,6 +154,38 @@ def test_each_picture_is_encoded_once(vlm):
     assert "get_image_features" not in vars(vlm.model.model)
 
 
+@pytest.mark.parametrize("rung", KINDS[:3], ids=lambda rung: rung.kind)
+def test_training_from_the_cache_is_training_on_whole_prompts(vlm, rung):
+    """Prompts and targets differ in length, so that the cache is cut and padded."""
+    items = [replace_prompt(one, text) for one, text in zip(ITEMS, PROMPTS, strict=True)]
+    cache = PromptCache(vlm, items, last=LAST)
+    rows = [2, 0, 3]
+    with frozen(vlm.model), attached(rung, vlm, seed=1) as parameters:
+        for weight in parameters.values():
+            if weight.ndim == 1 or not weight.any():  # the start is the identity
+                torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
+        batch = [items[row] for row in rows]
+        targets = [one.target for one in batch]
+        whole = loss_of(vlm, [i.sample for i in batch], [i.prompt for i in batch], targets)
+        expected = torch.autograd.grad(whole, list(parameters.values()))
+        fast = cache.loss(rows)
+        gradients = torch.autograd.grad(fast, list(parameters.values()))
+    torch.testing.assert_close(fast, whole, atol=1e-5, rtol=0)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-3)
+    assert max(gradient.abs().max() for gradient in gradients) > 1e-3
+
+
+def test_prompts_before_the_tuned_positions_run_once(vlm):
+    cache, lengths = PromptCache(vlm, ITEMS), []
+    hook = vlm.blocks[0].register_forward_hook(lambda m, a, out: lengths.append(a[0].shape[1]))
+    with torch.no_grad():
+        cache.loss([0, 1])
+    hook.remove()
+    longest = max(len(vlm.tokenizer(ITEMS[row].target).input_ids) for row in (0, 1)) + 1
+    assert lengths == [LAST + longest]
+
+
 def run(name: str, seed: int, digits: str, parameters: int = 10) -> dict:
     value = np.mean([int(digit) for digit in digits])
     table = {
@@ -160,14 +211,14 @@ def made(loreft: str = "11110111", lora: str = "11010101") -> dict:
     base = run("", 0, "00000001")
     for key in ("rung", "seed", "parameters", "rate", "seconds"):
         base.pop(key)
-    runs = [run(BASELINES["at full size"], seed, lora, 1000) for seed in (0, 1)]
+    runs = [run(BASELINES["LoRA at full size"], seed, lora, 1000) for seed in (0, 1)]
     runs += [run(REFERENCE, seed, loreft) for seed in (0, 1)]
     return {"settings": {"labels": 180}, "base": base, "runs": runs}
 
 
 def test_the_table_has_means_over_seeds_from_few_parameters_to_many():
     table = ladder(made())
-    assert table.index.tolist() == ["no tuning", REFERENCE, BASELINES["at full size"]]
+    assert table.index.tolist() == ["no tuning", REFERENCE, BASELINES["LoRA at full size"]]
     assert table["parameters"].tolist() == [0, 10, 1000]
     assert table["labels"].tolist() == [0, 180, 180] and table["seeds"].tolist() == [1, 2, 2]
     assert table["success"].tolist() == [1 / 8, 7 / 8, 5 / 8]
@@ -177,17 +228,17 @@ def test_the_table_has_means_over_seeds_from_few_parameters_to_many():
 
 
 def test_margins_are_paired_by_question():
-    margin = margins(made())["at full size"]
+    margin = margins(made())["LoRA at full size"]
     assert margin.value == 2 / 8 and margin.low < margin.value < margin.high
-    equal = margins(made("10101010", "10101010"))["at full size"]
+    equal = margins(made("10101010", "10101010"))["LoRA at full size"]
     assert (equal.value, equal.low, equal.high) == (0, 0, 0)
-    assert set(margins(made())) == {"at full size"}
+    assert set(margins(made())) == {"LoRA at full size"}
 
 
 def test_where_seeds_differ_the_interval_is_wider():
     narrow, wide = made("11110000", "10000000"), made("11110000", "10000000")
     wide["runs"][2]["successes"], wide["runs"][3]["successes"] = "11111111", "00000000"
-    estimates = [margins(records)["at full size"] for records in (narrow, wide)]
+    estimates = [margins(records)["LoRA at full size"] for records in (narrow, wide)]
     assert estimates[0].value == estimates[1].value
     assert estimates[1].high - estimates[1].low > 1.3 * (estimates[0].high - estimates[0].low)
 
@@ -199,14 +250,37 @@ def test_without_the_reference_there_are_no_margins():
         margins(records)
 
 
+def test_margins_are_recorded_for_the_model_of_the_records_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv(claims.FOLDER_VARIABLE, str(tmp_path))
+    records = made()
+    records["settings"]["model"] = "pocket-llava"
+    here = Experiment("learned-steering", "pocket-llava", "scenes")
+    assert set(record_margins(here, records)) == {"LoRA at full size"}
+    assert here.verdict("LEARN-4", "LoReFT against LoRA at full size") == "confirmed"
+    assert [record["against"] for record in here.records] == [BASELINES["LoRA at full size"]]
+    for model, dataset in (("other", "scenes"), ("pocket-llava", "other")):
+        elsewhere = Experiment("learned-steering", model, dataset)
+        assert record_margins(elsewhere, records) == {} and elsewhere.records == []
+
+
+def test_each_rung_is_drawn_at_its_parameters_and_success():
+    figure, (ax,) = plots.panels(1)
+    draw(ax, ladder(made()))
+    labels = ax.get_legend_handles_labels()[1]
+    assert labels == [REFERENCE, BASELINES["LoRA at full size"]]
+    points = [line.get_xydata()[0].tolist() for line in ax.containers[0].lines[:1]]
+    assert points == [[10, 7 / 8]] and ax.get_xscale() == "log"
+    figure.clear()
+
+
 def test_shipped_records_are_of_these_rungs_and_say_what_their_digits_say():
     records = load_ladder()
-    names = [rung.name for rung in RUNGS]
+    rungs = {rung.name: rung for rung in RUNGS}
     assert {REFERENCE, *list(BASELINES.values())[:2]} <= {run["rung"] for run in records["runs"]}
     for one in records["runs"]:
         digits = [int(digit) for digit in one["successes"]]
-        assert one["rung"] in names and one["success"] == pytest.approx(np.mean(digits), abs=1e-4)
-        assert str(one["rate"]) in one["validation"]
-        if len(one["validation"]) > 1:
-            best = max(one["validation"].values(), key=lambda row: (row[0], -row[1]))
-            assert one["validation"][str(one["rate"])] == best
+        assert one["success"] == pytest.approx(np.mean(digits), abs=1e-4)
+        rates = {str(rate) for rate in rungs[one["rung"]].rates}
+        assert one["trials"].keys() == (rates if one["seed"] == 0 else set())
+        if one["trials"]:
+            assert one["rate"] == float(min(one["trials"], key=one["trials"].get))

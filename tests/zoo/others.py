@@ -50,6 +50,19 @@ SOUNDS = {
 
 
 @zoo
+def llava_aimv2() -> hf.PreTrainedModel:
+    """LLaVA with AIMv2's tower: no class token, so the processor must say "full"."""
+    config = hf.LlavaConfig(
+        vision_config=hf.Aimv2VisionConfig(**VISION),
+        text_config=hf.LlamaConfig(**TEXT),
+        image_token_index=IMAGE,
+        image_seq_length=4,
+        vision_feature_select_strategy="full",
+    )
+    return hf.LlavaForConditionalGeneration(config)
+
+
+@zoo
 def vipllava() -> hf.PreTrainedModel:
     layers = {"vision_feature_layer": [-2, -1], "image_seq_length": 4}
     config = hf.VipLlavaConfig(
@@ -214,6 +227,7 @@ def idefics_picture() -> dict[str, Tensor]:
 
 
 INPUTS |= {
+    "llava_aimv2": lambda: pictures(4, 1, 3, 28, 28),
     "vipllava": lambda: pictures(4, 1, 3, 28, 28),
     "video_llava": clip_of_two_frames,
     "janus": lambda: pictures(4, 1, 3, 28, 28),

@@ -417,6 +417,16 @@ GOT_TOKENS = {
     VISION_END: "</img>",
 }
 RECIPES |= {
+    "llava_aimv2": Recipe(
+        "LlavaProcessor",
+        clip,
+        LLAVA_TOKENS,
+        {"image_token": "<image>"},
+        # a tower without a class token
+        LLAVA | {"num_additional_image_tokens": 0, "vision_feature_select_strategy": "full"},
+        LLAVA_CHAT,
+        "<s>",
+    ),
     "vipllava": RECIPES["llava"],
     "video_llava": Recipe(
         "VideoLlavaProcessor",

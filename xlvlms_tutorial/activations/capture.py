@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import transformers
@@ -33,11 +34,19 @@ from xlvlms_tutorial.errors import (
     infinite_state,
 )
 from xlvlms_tutorial.io import digest
-from xlvlms_tutorial.models.batching import answers_of, prompts_of, require_samples
+from xlvlms_tutorial.memory import fingerprint
+from xlvlms_tutorial.models.batching import (
+    History,
+    answers_of,
+    history_of,
+    prompts_of,
+    require_samples,
+)
 from xlvlms_tutorial.models.prompts import require_texts
 from xlvlms_tutorial.models.spans import Batch
+from xlvlms_tutorial.models.turns import Turn
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.samples import PROMPTS, Sample, as_image
 from xlvlms_tutorial.text import first_few
 from xlvlms_tutorial.validation import require_counts
 
@@ -67,6 +76,8 @@ def capture(
     wait: float = WAIT,
     seed: int | None = None,
     progress: bool = False,
+    history: History = None,
+    system: str | None = None,
 ) -> Activations:
     """Run the model on samples and collect activations at selected layers and positions.
 
@@ -129,6 +140,10 @@ def capture(
         The seed that the samples were drawn with. It is only recorded in the provenance.
     progress : bool
         Whether a progress bar is shown.
+    history : sequence of sequences of Turn, or function of a Sample, optional
+        Earlier turns for each sample, such as the demonstrations of in-context learning.
+    system : str, optional
+        A system prompt for all.
 
     Returns
     -------
@@ -182,7 +197,9 @@ def capture(
     samples = list(samples)
     if prompt is None:  # samples of several modalities are refused when they are batched
         prompt = PROMPTS.get(samples[0].modality, PROMPTS["image"]) if samples else ""
-    job = _Job(vlm, samples, selection, prompt, answers, max_new_tokens, batch_size)
+    job = _Job(
+        vlm, samples, selection, prompt, answers, max_new_tokens, batch_size, history, system
+    )
     provenance = job.provenance(prompt, seed)
     n_samples = len(job.samples)
     if store is not None:
@@ -248,6 +265,8 @@ class _Job:
         answers: Sequence[str] | Callable[[Sample], str] | None,
         max_new_tokens: int | None,
         batch_size: int,
+        history: History = None,
+        system: str | None = None,
     ) -> None:
         require_samples(samples)
         if answers is not None and max_new_tokens is not None:
@@ -267,6 +286,8 @@ class _Job:
         self.keys = wanted(vlm, selection.layers, selection.sites)
         self.prompts = prompts_of(samples, prompt)
         self.answers = answers_of(samples, answers)
+        self.history = history_of(samples, history)
+        self.system = system
         ids = [sample.id for sample in samples]
         # checked before a long run rather than in it
         require_texts(vlm.processor, self.prompts, self.answers, ids)
@@ -296,7 +317,13 @@ class _Job:
         versions = {}
         for module in (torch, transformers, xlvlms_tutorial):
             versions[module.__name__] = module.__version__
-        return {
+        # of conversations alone, so that what was stored before stays valid
+        conversation = {}
+        if self.history is not None:
+            conversation["history_sha256"] = sha256(_texts_of(self.history))
+        if self.system is not None:
+            conversation["system"] = self.system
+        return conversation | {
             "model": vlm.name,
             "revision": vlm.revision,
             "dtype": str(vlm.dtype),
@@ -367,7 +394,10 @@ class _Job:
     def _rows(self, part: range) -> Rows:
         cut = slice(part.start, part.stop)
         answers = None if self.answers is None else self.answers[cut]
-        batch = self.vlm.batch_of(self.samples[cut], self.prompts[cut], answers)
+        history = None if self.history is None else self.history[cut]
+        batch = self.vlm.batch_of(
+            self.samples[cut], self.prompts[cut], answers, history, self.system
+        )
         if self.max_new_tokens is None:
             rows = of_forward(self.vlm, batch, answers, self.selection)
         else:
@@ -388,6 +418,21 @@ class _Job:
         for name, values in (table | columns).items():
             series[name] = pd.Series(values, dtype="int64" if name in _NUMBERS else str)
         return pd.DataFrame(series)
+
+
+def _texts_of(history: Sequence[Sequence[Turn | tuple]]) -> list:
+    """What earlier turns say, and a mark of the pictures that they show, for the provenance."""
+    described = []
+    for turns in history:
+        for images, text, answer in turns:
+            shown = images if isinstance(images, (list, tuple)) else [images]
+            pictures = []
+            for picture in shown:
+                levels = np.array([] if picture is None else as_image(picture))
+                pictures.append(fingerprint(torch.from_numpy(levels)).hex())
+            described.append([pictures, text, answer])
+        described.append(None)
+    return described
 
 
 def _stored(

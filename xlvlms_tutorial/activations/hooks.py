@@ -18,7 +18,7 @@ from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Key
 from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.errors import InputError, LayerError, SpanError
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.spans import SPANS, Batch
+from xlvlms_tutorial.models.spans import SPANS, Batch, kind_of
 from xlvlms_tutorial.models.support import require_hookable, require_support
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.validation import require_one_of
@@ -269,10 +269,11 @@ def span_mask(vlm: VLM, batch: Batch, spans: tuple[str, ...]) -> Bool[Tensor, "b
     """
     absent = set(anatomy.MODALITIES) - set(vlm.placeholders)
     for name in spans:
+        kind, _ = kind_of(name)
         # a model may take clips or sounds in the place of pictures, and only the batch knows that
-        if name in absent and not (batch.spans == SPANS.index(name)).any():
+        if kind in absent and not (batch.spans == SPANS.index(kind)).any():
             reason = "this model takes none"
-            if name == "image" and anatomy.crossing(vlm.model):
+            if kind == "image" and anatomy.crossing(vlm.model):
                 reason = "pictures enter this model by cross-attention and have no positions"
             allowed = [kind for kind in SPANS if kind not in absent]
             raise SpanError(name, reason, allowed)
@@ -388,6 +389,12 @@ class _Reader:
         if states.ndim == 2:  # OPT's MLP puts all positions in one row
             states = states.reshape(self._rows, -1, states.shape[-1])
         if not self._decoding:
+            if states.shape[1] != self._clock.shape[1]:
+                raise InputError(
+                    f"{states.shape[1]} states inside a block that is given "
+                    f"{self._clock.shape[1]}: some tokens are left out there",
+                    "read what leaves the block (resid_post)",
+                )
             self.collected[key].append(self._prompt_states(states))
         elif self._steps:
             self.collected[key].append(states[:, -1:].to("cpu", self._dtype, copy=True))

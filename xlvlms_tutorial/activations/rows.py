@@ -212,7 +212,7 @@ def _after_pictures(vlm: VLM, batch: Batch, selection: Selection) -> dict[Key, T
     The prompts of a LLaVA begin alike up to the end of the picture: this beginning runs once a
     picture. It gives None where that cannot be.
     """
-    if not shareable(vlm.model, vlm.active) or "pixel_values" not in batch:
+    if not batch.single or not shareable(vlm.model, vlm.active) or "pixel_values" not in batch:
         return None
     first_of: dict[bytes, int] = {}
     numbers = []

@@ -42,6 +42,7 @@ OBSERVATIONS = (
     "encoders",
     "checkpoints",
     "seeds",
+    "seeds and questions",
     "random orders",
 )
 # How a layer or a setting was picked.
@@ -225,8 +226,8 @@ def read_register(file: str | Path | None = None) -> dict[str, Claim]:
     ----------
     file : path, optional
         A YAML file, by default the register of this book. It has two keys: "sources" maps the
-        beginning of an id ("IMA") to a part of the book and a paper; "claims" maps ids to the
-        other fields of :class:`Claim`.
+        beginning of an id ("IMA"), or a whole id, to a part of the book and a paper; "claims" maps
+        ids to the other fields of :class:`Claim`.
 
     Returns
     -------
@@ -253,7 +254,9 @@ def read_register(file: str | Path | None = None) -> dict[str, Claim]:
         if content.keys() != {"sources", "claims"}:
             raise ValueError(f"the keys are {', '.join(content)}")
         for name, entry in content["claims"].items():
-            source = content["sources"][name.partition("-")[0]]
+            sources = content["sources"]
+            # a claim of another paper than the rest of its family has a source by its whole id
+            source = sources[name if name in sources else name.partition("-")[0]]
             register[name] = Claim(id=name, **source, **entry)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as cause:
         raise damaged_record(

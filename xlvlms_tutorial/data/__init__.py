@@ -15,6 +15,7 @@ from xlvlms_tutorial.validation import require
 if TYPE_CHECKING:
     from xlvlms_tutorial.data.folder import folder_report
     from xlvlms_tutorial.data.hub import HUB
+    from xlvlms_tutorial.data.pocket import truth_masks
 
 # Embedded: they need neither network nor files
 DATASETS = (
@@ -35,6 +36,7 @@ __all__ = [
     "folder_report",
     "load_samples",
     "mentioning",
+    "truth_masks",
     "write_coco",
 ]
 

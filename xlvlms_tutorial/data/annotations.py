@@ -7,12 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from heapq import nsmallest
 from itertools import chain
 from math import isfinite
 
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image
 from scipy.sparse import csr_matrix
 
@@ -214,8 +215,22 @@ def samples_of(
                 questions.append(question)
         captions = tuple(record.captions)
         truth = truth | record.truth
-        samples.append(Sample(record.id, record.source, captions, tuple(questions), truth))
+        regions = partial(_masks, record) if record.boxes else None
+        samples.append(
+            Sample(record.id, record.source, captions, tuple(questions), truth, regions=regions)
+        )
     return samples
+
+
+def _masks(record: Record) -> dict[str, Bool[np.ndarray, "height width"]]:
+    """The pixels inside the boxes of each kind of object."""
+    picture = Sample(record.id, record.source).image
+    masks = {}
+    for name, x, y, width, height in record.boxes:
+        mask = masks.setdefault(name, np.zeros((picture.height, picture.width), dtype=bool))
+        rows = slice(max(0, round(y)), max(0, round(y + height)))
+        mask[rows, max(0, round(x)) : max(0, round(x + width))] = True
+    return masks
 
 
 def objects_in(text: str, names: Sequence[str] = OBJECTS) -> list[str]:

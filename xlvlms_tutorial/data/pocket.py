@@ -3,14 +3,26 @@
 Scenes (unseen, or held-out combinations), clips and sounds of the first, postcards of the second.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
 from xlvlms_tutorial.errors import InputError
-from xlvlms_tutorial.pocket import clips, language, postcard_texts, postcards, sounds, world
+from xlvlms_tutorial.pocket import (
+    clips,
+    language,
+    postcard_texts,
+    postcards,
+    regions,
+    sounds,
+    world,
+)
 from xlvlms_tutorial.samples import Sample
-from xlvlms_tutorial.validation import require_counts, require_one_of
+from xlvlms_tutorial.validation import require, require_counts, require_one_of
 
 
 class _World(NamedTuple):
@@ -67,13 +79,54 @@ def scene_samples(
         samples.append(
             Sample(
                 f"{split}-{seed}-{k:05d}",
-                _later(world.render, scene),
+                _Later(world.render, scene),
                 tuple(captions),
                 tuple(language.questions(scene)),
                 _factors(scene),
+                regions=_Later(regions.regions, scene),
             )
         )
     return samples
+
+
+def counterfactual_samples(
+    n: int, factor: str, split: str = "test", seed: int = 0
+) -> list[tuple[Sample, Sample]]:
+    """Draw scenes twice, the second time with another value of one factor.
+
+    Parameters
+    ----------
+    n : int
+        How many scenes are drawn; those in which the factor has no meaning are left out.
+    factor : str
+        The factor that is changed, such as "colour".
+    split : str, default "test"
+        "train", "validation", "test" or "composition".
+    seed : int, default 0
+        Which scenes are drawn.
+
+    Returns
+    -------
+    list of (Sample, Sample)
+        The scene as :func:`scene_samples` draws it, and the changed one; their layout is the same.
+    """
+    drawn = scene_samples(n, split, seed)
+    pairs = []
+    for sample, scene in zip(drawn, world.scenes(n, split, seed), strict=True):
+        try:
+            others = world.counterfactuals(scene, factor)
+        except InputError:
+            continue  # an animal has no action, a rock no colour
+        if others:
+            other = others[scene.layout % len(others)]
+            pairs.append((sample, _scene_sample(f"{sample.id}/{factor}", other)))
+    return pairs
+
+
+def _scene_sample(name: str, scene: world.Scene) -> Sample:
+    captions, questions = language.captions(scene), language.questions(scene)
+    picture = _Later(world.render, scene)
+    return Sample(name, picture, tuple(captions), tuple(questions), _factors(scene))
 
 
 def clip_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
@@ -96,7 +149,7 @@ def clip_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
     samples = []
     for k, clip in enumerate(clips.clips(n, split, seed)):
         truth = _factors(clip.scene) | {"direction": clip.direction, "speed": clip.speed}
-        frames = _later(clips.render_clip, clip)
+        frames = _Later(clips.render_clip, clip)
         captions = tuple(clips.clip_captions(clip))
         questions = tuple(clips.clip_questions(clip))
         name = f"clip-{split}-{seed}-{k:05d}"
@@ -129,7 +182,7 @@ def sound_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
             "background": sound.background,
             "recording": sound.recording,
         }
-        wave = _later(sounds.waveform, sound)
+        wave = _Later(sounds.waveform, sound)
         captions = tuple(sounds.sound_captions(sound))
         questions = tuple(sounds.sound_questions(sound))
         name = f"sound-{split}-{seed}-{k:05d}"
@@ -159,13 +212,51 @@ def postcard_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]
         samples.append(
             Sample(
                 f"postcard-{split}-{seed}-{k:05d}",
-                _later(postcards.draw, card),
+                _Later(postcards.draw, card),
                 tuple(postcard_texts.captions(card)),
                 tuple(postcard_texts.questions(card)),
                 _factors(card),
             )
         )
     return samples
+
+
+def truth_masks(samples: Sequence[Sample]) -> dict[str, Bool[Tensor, "n 256 256"]]:
+    """Return which pixels of scenes show what.
+
+    Use it where a map, or a segmentation, is to be compared with the truth.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Samples of the embedded datasets "scenes" and "composition".
+
+    Returns
+    -------
+    dict of str to Tensor of bool (n, 256, 256)
+        Where the "subject", the things beside it ("item") and the "ground" are seen.
+
+    Raises
+    ------
+    InputError
+        If the pixels of a sample are not known.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.data import load_samples, truth_masks
+    >>> masks = truth_masks(load_samples("scenes", n=2))
+    >>> list(masks), tuple(masks["subject"].shape)
+    (['subject', 'item', 'ground'], (2, 256, 256))
+    """
+    require(len(samples), "no samples", "give one or more")
+    parts = []
+    for sample in samples:
+        source = sample.source
+        known = isinstance(source, _Later) and isinstance(source.record, world.Scene)
+        require(known, f"masks of sample {sample.id!r} are not known", "give samples of 'scenes'")
+        masks = world.masks(source.record)
+        parts.append({part: torch.from_numpy(mask) for part, mask in masks.items()})
+    return {part: torch.stack([masks[part] for masks in parts]) for part in parts[0]}
 
 
 def crossed_samples(
@@ -216,7 +307,7 @@ def crossed_samples(
         samples.append(
             Sample(
                 f"{pictures}-as-{texts}-{split}-{seed}-{k:05d}",
-                _later(drawn.picture, record),
+                _Later(drawn.picture, record),
                 tuple(_WORLDS[texts].captions(described)),
                 tuple(_WORLDS[texts].questions(described)),
                 _factors(record),
@@ -239,5 +330,12 @@ def _factors(record: world.Scene | postcards.Postcard) -> dict[str, object]:
     return factors
 
 
-def _later(draw: Callable, record: object) -> Callable[[], object]:
-    return lambda: draw(record)
+@dataclass(frozen=True)
+class _Later:
+    """A picture, clip or sound that is made when it is used, and its record."""
+
+    draw: Callable
+    record: object
+
+    def __call__(self) -> object:
+        return self.draw(self.record)

@@ -25,7 +25,7 @@ def recorded(
 
     @wraps(context)
     @contextmanager
-    def wrapper(*args: object, **kwargs: object) -> Iterator[None]:
+    def wrapper(*args: object, **kwargs: object) -> Iterator[object]:
         bound = signature(context).bind(*args, **kwargs)
         bound.apply_defaults()
         (_, vlm), *arguments = bound.arguments.items()
@@ -34,8 +34,8 @@ def recorded(
         vlm.active.append(f"{context.__name__}({described})")
         place = len(vlm.active) - 1
         try:
-            with context(*args, **kwargs):
-                yield
+            with context(*args, **kwargs) as value:
+                yield value
         finally:
             del vlm.active[place]
 

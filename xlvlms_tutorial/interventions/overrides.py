@@ -16,7 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 from xlvlms_tutorial.activations.clock import Clock as Clock
 from xlvlms_tutorial.errors import InterventionError, LayerError, cannot_fold
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.spans import SPANS, Batch
+from xlvlms_tutorial.models.spans import NUMBERED, SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
 
 _POSITIONS = ("all", "last", "generated", *SPANS[1:-1])
@@ -82,14 +82,8 @@ class Edit:
         additive: bool = False,
         whole_prompt: bool = False,
     ) -> None:
-        by_name = not isinstance(positions, Tensor) and not callable(positions)
-        if by_name:
-            positions = (positions,) if isinstance(positions, str) else tuple(positions)
-            if not positions or set(positions) - set(_POSITIONS):
-                raise InterventionError(
-                    f"unknown positions {positions!r}",
-                    f"allowed: {', '.join(_POSITIONS)}, or a mask (b, t)",
-                )
+        positions = checked_positions(positions)
+        names = positions if isinstance(positions, tuple) else ()
         self.vlm = vlm
         self.change = change
         self.positions = positions
@@ -97,10 +91,8 @@ class Edit:
         self.additive = additive
         self.clock = Clock(vlm)
         self._whole_prompt = whole_prompt or callable(gate)
-        names = positions if by_name else ()
         self._everywhere = "all" in names
-        # whether it acts on generated tokens too
-        self._on_generated = bool({"all", "last", "generated", "answer"} & set(names))
+        self._on_generated = on_generated(positions)
         self._decided: Tensor | None = None  # the gate as decided at the prefill
 
     def __call__(self, states: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
@@ -130,7 +122,8 @@ class Edit:
         """Return where the states that are here now are edited; None stands for everywhere."""
         if self._everywhere or self.clock.decoding:
             return None
-        mask = fit(self._prompt_mask(states), len(states), "positions")
+        mask = prompt_mask(self.vlm, self.positions, states.shape[:2], states.device)
+        mask = fit(mask, len(states), "positions")
         # a prefill in chunks sees a part of the prompt, and without a cache every step sees the
         # generated tokens too
         start = 0 if self.vlm.running is None else self.clock.start
@@ -138,32 +131,6 @@ class Edit:
         missing = max(0, end - mask.shape[1])
         padded = nn.functional.pad(mask, (0, missing), value=self._on_generated)
         return padded[:, start:end]
-
-    def _prompt_mask(self, states: Tensor) -> Bool[Tensor, "b t"]:
-        if isinstance(self.positions, Tensor):
-            check_length(self.vlm, self.positions, "positions")
-            return self.positions.to(states.device)
-        batch = self.vlm.running
-        if callable(self.positions):
-            if batch is None:
-                raise _unknown_inputs("chosen in the prompt")
-            return self.positions(batch).to(states.device)
-        shape = states.shape[:2] if batch is None else batch.spans.shape
-        mask = torch.zeros(shape, dtype=torch.bool, device=states.device)
-        for name in self.positions:
-            if name == "last" and batch is None:
-                mask[:, -1] = True
-            elif name == "last":
-                mask |= batch.predicting.to(states.device)
-            elif name in ("generated", "answer") and batch is None:
-                continue  # inputs of an unknown batch are taken for a prompt
-            elif name in ("generated", "answer"):
-                mask |= (batch.spans == SPANS.index("answer")).to(states.device)
-            elif batch is None:
-                raise _unknown_inputs(repr(name))
-            else:
-                mask |= batch.mask(name).to(states.device)
-        return mask
 
     def _gate_mask(self, states: Tensor) -> Bool[Tensor, "b"]:
         """Return the samples that are edited, as the gate decides at the prompt."""
@@ -174,6 +141,78 @@ class Edit:
             self._decided = self.gate(prompt) if callable(self.gate) else self.gate
         decided = self._decided.to(states.device, torch.bool)
         return fit(decided, len(states), "gate")
+
+
+def _is_known(name: str) -> bool:
+    """Whether positions have this name; pictures and earlier turns may be numbered."""
+    return name in _POSITIONS or name.rpartition(" ")[0] in NUMBERED and name[-1].isdecimal()
+
+
+def checked_positions(positions: Positions) -> Positions:
+    """Return names of positions as a tuple, once they are checked; a mask or function as it is.
+
+    Raises
+    ------
+    InterventionError
+        If there is no name, or one is unknown.
+    """
+    if isinstance(positions, Tensor) or callable(positions):
+        return positions
+    names = (positions,) if isinstance(positions, str) else tuple(positions)
+    if not names or not all(map(_is_known, names)):
+        raise InterventionError(
+            f"unknown positions {names!r}", f"allowed: {', '.join(_POSITIONS)}, or a mask (b, t)"
+        )
+    return names
+
+
+def on_generated(positions: Positions) -> bool:
+    """Tell whether checked positions go on over the tokens that are generated after the prompt."""
+    names = positions if isinstance(positions, tuple) else ()
+    return bool({"all", "last", "generated", "answer"} & set(names))
+
+
+def prompt_mask(
+    vlm: VLM, positions: Positions, shape: tuple[int, int], device: torch.device
+) -> Bool[Tensor, "b t"]:
+    """Mark checked positions in the prompts of the running batch.
+
+    ``shape`` is that of the states (b, t, ...) at hand, for inputs of an unknown batch, and
+    ``device`` where the mask is wanted.
+
+    Raises
+    ------
+    InterventionError
+        If a mask is for inputs of another length, or it is not known what stands where.
+    SpanError
+        If some sample has no such positions.
+    """
+    if isinstance(positions, Tensor):
+        check_length(vlm, positions, "positions")
+        return positions.to(device)
+    batch = vlm.running
+    if callable(positions):
+        if batch is None:
+            raise _unknown_inputs("chosen in the prompt")
+        return positions(batch).to(device)
+    mask = torch.zeros(shape if batch is None else batch.spans.shape, dtype=torch.bool)
+    mask = mask.to(device)
+    for name in positions:
+        if name == "all":
+            mask[:] = True
+        elif name == "last" and batch is None:
+            mask[:, -1] = True
+        elif name == "last":
+            mask |= batch.predicting.to(device)
+        elif name in ("generated", "answer") and batch is None:
+            continue  # inputs of an unknown batch are taken for a prompt
+        elif name in ("generated", "answer"):
+            mask |= (batch.spans == SPANS.index("answer")).to(device)
+        elif batch is None:
+            raise _unknown_inputs(repr(name))
+        else:
+            mask |= batch.mask(name).to(device)
+    return mask
 
 
 def _unknown_inputs(positions: str) -> InterventionError:

@@ -18,7 +18,8 @@ from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import record_calls
 
-_OF_STREAM = {"add", "patch", "skip"}  # interventions that leave MLPs alone, or out
+# interventions that leave MLPs alone, or out
+_OF_STREAM = {"add", "knock_out", "patch", "skip"}
 
 
 class Resumable:

@@ -26,7 +26,7 @@ from xlvlms_tutorial.interventions.overrides import (
 )
 from xlvlms_tutorial.interventions.skipping import bypassing, nothing
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.spans import SPANS
+from xlvlms_tutorial.models.spans import SPANS, kind_of
 from xlvlms_tutorial.models.support import require_support
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -144,8 +144,8 @@ def check_spans(span: str | tuple[str, ...]) -> tuple[str, ...]:
         If there is none, or one is unknown.
     """
     names = (span,) if isinstance(span, str) else tuple(span)
-    if unknown := [name for name in names if name not in SPANS]:
-        raise SpanError(unknown[0], "unknown kind", SPANS)
+    for name in names:
+        kind_of(name)
     if not names:
         raise SpanError("", "no kind named", SPANS)
     return names

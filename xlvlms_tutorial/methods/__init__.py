@@ -7,9 +7,14 @@ from xlvlms_tutorial._lazy import lazy_attributes
 if TYPE_CHECKING:
     from xlvlms_tutorial.methods import (
         alignment,
+        attribution,
         concepts,
+        connectors,
         decoding,
+        dropping,
+        in_context,
         logit_lens,
+        merging,
         pruning,
         shift,
         skipping,
@@ -18,9 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "alignment",
+    "attribution",
     "concepts",
+    "connectors",
     "decoding",
+    "dropping",
+    "in_context",
     "logit_lens",
+    "merging",
     "pruning",
     "shift",
     "skipping",

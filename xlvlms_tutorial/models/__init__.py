@@ -9,6 +9,7 @@ from xlvlms_tutorial.models.architectures import ARCHITECTURES, architectures
 from xlvlms_tutorial.models.batching import batches
 from xlvlms_tutorial.models.finetune import fine_tune, loss_of, save_adapter
 from xlvlms_tutorial.models.spans import SPANS, Batch, label
+from xlvlms_tutorial.models.turns import Turn
 from xlvlms_tutorial.models.vlm import VLM
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "SPANS",
     "VLM",
     "Batch",
+    "Turn",
     "anatomy",
     "architectures",
     "batches",

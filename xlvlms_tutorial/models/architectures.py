@@ -43,7 +43,10 @@ _STATES = "blocks of linear attention keep a state instead of keys and values"
 
 # By the model_type that a model's config.json names
 ARCHITECTURES: dict[str, Architecture] = {
-    "llava": Architecture("LLaVA-1.5"),
+    "llava": Architecture(
+        "LLaVA-1.5",
+        note="a tower without a class token, such as AIMv2's, needs the select strategy 'full'",
+    ),
     "llava_next": Architecture(
         "LLaVA-NeXT", note="the newlines after rows of a tile count as image positions"
     ),

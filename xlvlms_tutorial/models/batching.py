@@ -7,6 +7,7 @@ from tqdm.auto import tqdm
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.models.prompts import require_texts
 from xlvlms_tutorial.models.spans import Batch
+from xlvlms_tutorial.models.turns import Turn
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
 from xlvlms_tutorial.validation import require_same_length
@@ -14,6 +15,8 @@ from xlvlms_tutorial.validation import require_same_length
 Samples = Sequence[Sample] | Sequence[str]
 Prompts = str | Sequence[str] | Callable[[Sample], str] | None
 Answers = Sequence[str] | Callable[[Sample], str] | None
+Turns = Sequence[Turn | tuple]
+History = Sequence[Turns] | Callable[[Sample], Turns] | None
 
 
 def batches(
@@ -25,6 +28,8 @@ def batches(
     batch_size: int = 16,
     progress: bool = False,
     desc: str = "batches",
+    history: History = None,
+    system: str | None = None,
 ) -> Iterator[Batch]:
     """Make the batches of samples, their prompts and answers, one at a time.
 
@@ -48,6 +53,10 @@ def batches(
         Whether a progress bar is shown; not by default.
     desc : str
         What the progress bar is called.
+    history : sequence of sequences of Turn, or function of a sample, optional
+        Earlier turns for each sample, such as the demonstrations of in-context learning.
+    system : str, optional
+        A system prompt for all.
 
     Returns
     -------
@@ -75,9 +84,10 @@ def batches(
             f"{len(samples)} samples in batches of {batch_size}", "give at least one of each"
         )
     answers = answers_of(samples, answers)
+    history = history_of(samples, history)
     plain = any(isinstance(sample, str) for sample in samples)
     if plain:
-        _require_plain(samples, answers)
+        _require_plain(samples, answers, history, system)
     else:
         prompts = prompts_of(samples, prompts)
         ids = [sample.id for sample in samples]
@@ -89,7 +99,8 @@ def batches(
             inputs = vlm.tokenizer(samples[rows], return_tensors="pt", padding=True)
             return vlm.prepare(inputs)
         part = None if answers is None else answers[rows]
-        return vlm.batch_of(samples[rows], prompts[rows], part)
+        earlier = None if history is None else history[rows]
+        return vlm.batch_of(samples[rows], prompts[rows], part, earlier, system)
 
     starts = range(0, len(samples), batch_size)
     bar = tqdm(starts, desc=desc, unit="batch", leave=False, disable=not progress)
@@ -147,6 +158,30 @@ def answers_of(samples: Samples, answers: Answers) -> list | None:
     return answers
 
 
+def history_of(samples: Samples, history: History) -> list[Turns] | None:
+    """Return the earlier turns of each sample, or None; :func:`batches` checks what they hold.
+
+    Parameters
+    ----------
+    samples : sequence of Sample, or of str
+        What the last turns are about.
+    history : sequence of sequences of Turn, or function of a sample, or None
+        As for :func:`batches`.
+
+    Raises
+    ------
+    InputError
+        If there are not as many lists of turns as samples.
+    """
+    if history is None:
+        return None
+    if callable(history):
+        return [history(sample) for sample in samples]
+    history = list(history)
+    require_same_length(samples=samples, history=history)
+    return history
+
+
 def require_samples(samples: Sequence[Sample]) -> None:
     """Refuse an empty list of samples.
 
@@ -191,10 +226,16 @@ def with_eos(vlm: VLM, answers: Sequence[str]) -> list[str]:
     return [answer + token for answer in answers]
 
 
-def _require_plain(samples: Samples, answers: Sequence[str] | None) -> None:
+def _require_plain(
+    samples: Samples,
+    answers: Sequence[str] | None,
+    history: Sequence[Turns] | None,
+    system: str | None,
+) -> None:
     written = all(isinstance(sample, str) and sample.strip() for sample in samples)
-    if answers is not None or not written:
+    with_more = any(part is not None for part in (answers, history, system))
+    if with_more or not written:
         raise InputError(
-            "texts with answers, empty ones, or texts among samples",
+            "texts with answers or earlier turns, empty ones, or texts among samples",
             "give plain texts alone, or samples alone",
         )

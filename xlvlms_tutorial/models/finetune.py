@@ -23,6 +23,7 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.batching import first_captions, require_samples, with_eos
 from xlvlms_tutorial.models.failures import require_installed
 from xlvlms_tutorial.models.loop import optimise, warmup_cosine
+from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
 from xlvlms_tutorial.validation import require_counts
@@ -187,7 +188,32 @@ def loss_of(
     (0, True)
     """
     prompts = [prompt] * len(samples) if isinstance(prompt, str) else prompt
-    batch = vlm.batch_of(samples, prompts, with_eos(vlm, answers))
+    return loss_of_batch(vlm, vlm.batch_of(samples, prompts, with_eos(vlm, answers)))
+
+
+def loss_of_batch(vlm: VLM, batch: Batch) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of the answers in a batch, in nats a token.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    batch : Batch
+        Prompts with answers, as ``vlm.batch`` makes them.
+
+    Returns
+    -------
+    Tensor
+        A scalar: the mean over all tokens of all answers.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models.finetune import loss_of_batch
+    >>> pictures = [sample.image for sample in samples]
+    >>> answered = vlm.batch(pictures, ["Describe the picture."] * 4, ["A scene."] * 4)
+    >>> loss_of_batch(vlm, answered).ndim
+    0
+    """
     ids = batch["input_ids"]
     mask = batch.mask("answer")
     # the unembedding is a fifth of the work: only where an answer may stand

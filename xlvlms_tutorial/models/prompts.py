@@ -3,7 +3,7 @@
 Inputs that a processor would not take, or take wrongly, are refused.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 from transformers import BatchFeature
@@ -16,10 +16,14 @@ from xlvlms_tutorial.errors import (
     unusable_prompt,
 )
 from xlvlms_tutorial.models.failures import FAILURES, reason
-from xlvlms_tutorial.samples import as_image, as_sound
+from xlvlms_tutorial.models.turns import Conversation, Turn
+from xlvlms_tutorial.samples import as_sound
 
 # what processors call the text by which they find a picture's place
 _MARKS = ("image_token", "video_token", "audio_token", "boi_token")
+
+# the marks of those that stand for a picture: a chat template writes one of the two
+_PICTURE_MARKS = ("image_token", "boi_token")
 
 # take one picture a text as a list of pictures; all others take a list for each text
 _FLAT = ("GotOcr2Processor", "IdeficsProcessor")
@@ -43,6 +47,24 @@ def marks(processor: object) -> tuple[str, ...]:
         if mark is not None:
             texts.append(str(mark))
     return tuple(dict.fromkeys(texts))
+
+
+def picture_marks(processor: object) -> list[str]:
+    """Return the texts that may stand for a picture in a prompt: the one that is there counts."""
+    tokens = [str(getattr(processor, name, None) or "") for name in _PICTURE_MARKS]
+    tokens = [token for token in tokens if token]
+    number = getattr(processor, "image_token_id", None)
+    if not tokens and number is not None:
+        tokens.append(processor.tokenizer.convert_ids_to_tokens(number))
+    return tokens
+
+
+def spoken(processor: object, text: str) -> str:
+    """Return a text as it stands in the prompt, without the marks that are replaced by pictures."""
+    if getattr(processor, "chat_template", None) is None:
+        for mark in (*marks(processor), *picture_marks(processor)):
+            text = text.replace(mark, "")
+    return text.strip()
 
 
 def _reserved(processor: object) -> set[str]:
@@ -117,21 +139,24 @@ def counted(
 
 
 def media_of(
-    images: Sequence[object] | None, videos: Sequence[object] | None, audio: Sequence[object] | None
+    conversations: Sequence[Conversation],
+    videos: Sequence[object] | None,
+    audio: Sequence[object] | None,
 ) -> dict[str, list]:
     """Return what is shown in the form and by the names in which processors take it.
 
-    ``images`` (one a text), ``videos`` and ``audio`` are lists, None where there is none of the
-    kind.
+    The pictures of ``conversations`` are a list for each text, none where no text is about one;
+    ``videos`` and ``audio`` are lists, None where there is none of the kind.
 
     Raises
     ------
     InputError
-        If a picture or a sound is none.
+        If a sound is none.
     """
     media = {}
-    if images is not None:
-        media["images"] = [[as_image(picture)] for picture in images]
+    pictures = [conversation.pictures for conversation in conversations]
+    if any(pictures):
+        media["images"] = pictures
     if videos is not None:
         media["videos"] = list(videos)
     if audio is not None:
@@ -144,6 +169,7 @@ def require_texts(
     texts: Sequence[object],
     answers: Sequence[object] | None = None,
     names: Sequence[object] | None = None,
+    conversations: Sequence[Conversation] | None = None,
 ) -> None:
     """Refuse texts and answers of which no prompt can be made.
 
@@ -157,6 +183,8 @@ def require_texts(
         One for each text, None for a text without one; none by default.
     names : sequence, optional
         What errors call the samples; by default they are not named.
+    conversations : sequence of Conversation, optional
+        What stands before each text; nothing by default.
 
     Raises
     ------
@@ -176,9 +204,10 @@ def require_texts(
             raise unusable_prompt(text)
         if not isinstance(answer, str | None):
             raise unusable_prompt(answer)
-        for part in (text, answer or ""):
-            if places_itself and part is text:
-                continue
+        questions, others = [text], [answer or ""]
+        for kind, _, part in () if conversations is None else conversations[row].parts:
+            (questions if kind == "demonstration" else others).append(part)
+        for part in others if places_itself else questions + others:
             for mark in reserved:
                 if mark in part:
                     advice = (
@@ -189,11 +218,18 @@ def require_texts(
 
 
 def prompt_of(
-    processor: object, model: str, text: str, answer: str | None, media: Sequence[str]
+    processor: object,
+    model: str,
+    text: str,
+    answer: str | None,
+    media: Sequence[str],
+    history: Sequence[Turn] = (),
+    system: str | None = None,
 ) -> str:
     """Return the prompt for a text about what is shown, with its answer when one is given.
 
-    The text stays as it is where there is no chat template.
+    Where there is no chat template, the text stays as it is, after the earlier turns, each on a
+    line with its answer.
 
     Parameters
     ----------
@@ -206,27 +242,63 @@ def prompt_of(
     answer : str or None
         The answer, put where the model would begin its own.
     media : sequence of str
-        What is shown: "image", "video" or "audio".
+        What is shown in the last turn: "image", "video" or "audio", as often as there are some.
+    history : sequence of Turn
+        The earlier turns, each with a list of its pictures.
+    system : str or None
+        The system prompt.
 
     Raises
     ------
     InputError
-        If the text is empty, or text or answer hold what marks a picture for this model.
+        If the text is empty, or text or answer hold what marks a picture for this model. If the
+        chat template leaves out the system prompt or what an earlier turn says.
     LoadError
         If the chat template fails.
     """
-    require_texts(processor, [text], [answer])
+    before = [Conversation(tuple(history), [], system)]
+    require_texts(processor, [text], [answer], conversations=before)
     if getattr(processor, "chat_template", None) is None:
-        return text + (f" {answer}" if answer else "")
-    parts = [{"type": kind} for kind in media]
-    parts.append({"type": "text", "text": text})
-    chat = chat_of(processor, model, parts)
+        lines = [] if system is None else [system]
+        for turn in history:
+            lines.append(f"{turn.text} {turn.answer}".strip())
+        return "\n".join([*lines, text]) + (f" {answer}" if answer else "")
+    turns = [*history, Turn((), text)]
+    messages = []
+    if system is not None:
+        messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
+    parts: list[dict[str, str]] = []
+    for turn in turns:
+        parts += _content(turn, media if turn is turns[-1] else ["image"] * len(turn.images), parts)
+        if turn.answer:
+            messages.append({"role": "user", "content": parts})
+            said = [{"type": "text", "text": turn.answer}]
+            messages.append({"role": "assistant", "content": said})
+            parts = []
+    messages.append({"role": "user", "content": parts})
+    chat = chat_of(processor, model, messages)
+    for kind, _, part in before[0].parts:
+        if part.strip() not in chat:
+            raise Unpromptable(
+                part,
+                f"the chat template of {model!r} leaves out the {kind} of a conversation: "
+                "say it in the question",
+            )
     if not answer:
         return chat
     # LLaVA 1.5 opens an answer by "ASSISTANT:": the first word that it generates has its space
     # before it, another token than without
     spaced = chat[-1:].isspace() or answer[0].isspace()
     return chat + answer if spaced else f"{chat} {answer}"
+
+
+def _content(turn: Turn, media: Sequence[str], before: Sequence[object]) -> list[dict[str, str]]:
+    """Return what a user shows and says in a turn, which may go on with a turn before."""
+    parts = [{"type": kind} for kind in media]
+    if turn.text:
+        apart = "\n" if before and not parts else ""
+        parts.append({"type": "text", "text": apart + turn.text})
+    return parts
 
 
 def placeholders_of(placeholders: dict[str, int], kinds: tuple[str, ...]) -> dict[str, int]:
@@ -241,8 +313,8 @@ def placeholders_of(placeholders: dict[str, int], kinds: tuple[str, ...]) -> dic
     return placeholders
 
 
-def chat_of(processor: object, model: str, parts: Sequence[Mapping[str, str]]) -> str:
-    """Return the chat-formatted prompt of a user, up to where the answer begins.
+def chat_of(processor: object, model: str, messages: Sequence[Mapping[str, object]]) -> str:
+    """Return the chat-formatted prompt of a conversation, up to where the answer begins.
 
     Parameters
     ----------
@@ -250,8 +322,8 @@ def chat_of(processor: object, model: str, parts: Sequence[Mapping[str, str]]) -
         The model's processor, with a chat template.
     model : str
         The model's name, for errors.
-    parts : sequence of Mapping
-        What the user shows and says, in the form that chat templates take.
+    messages : sequence of Mapping
+        Who shows and says what, in the form that chat templates take.
 
     Raises
     ------
@@ -259,9 +331,7 @@ def chat_of(processor: object, model: str, parts: Sequence[Mapping[str, str]]) -
         If the chat template is no template, or fails.
     """
     try:
-        return processor.apply_chat_template(
-            [{"role": "user", "content": list(parts)}], add_generation_prompt=True
-        )
+        return processor.apply_chat_template(list(messages), add_generation_prompt=True)
     except Exception as cause:
         # a template is a program of its own, and raises whatever it leads to
         raise LoadError(
@@ -298,6 +368,10 @@ def inputs_of(
     if start and all(prompt.startswith(start) for prompt in prompts):
         # transformers' own apply_chat_template: the tokenizer would add a second one
         options["add_special_tokens"] = False
+    several = any(len(pictures) > 1 for pictures in contents.get("images", ()))
+    if several and hasattr(processor, "return_text_replacement_offsets"):
+        # what each picture was replaced by tells one from the next
+        options["return_text_replacement_offsets"] = True
     try:
         return _called(processor, list(prompts), contents, options)
     except XlvlmsError:
@@ -319,10 +393,30 @@ def _called(
     if not contents:
         # Idefics takes a list of texts without pictures for the pieces of one
         return processor(text=[[prompt] for prompt in prompts], **options)
+    if "images" not in contents:
+        return processor(text=prompts, **contents, **options)
+    if any(len(pictures) != 1 for pictures in contents["images"]):
+        pieces = []
+        for prompt, pictures in zip(prompts, contents["images"], strict=True):
+            pieces.append(_interleaved(prompt, pictures, picture_marks(processor)[0]))
+        return processor(text=pieces, **options)
     flat = dict(contents)
-    if "images" in flat:
-        flat["images"] = [picture for (picture,) in flat["images"]]
+    flat["images"] = [picture for (picture,) in contents["images"]]
     return processor(text=prompts, **flat, **options)
+
+
+def _interleaved(prompt: str, pictures: Sequence[object], mark: str) -> list[object]:
+    """Return the pieces of a prompt, each picture at its mark; without marks pictures go first."""
+    texts = prompt.split(mark)
+    if len(texts) == 1:
+        return [*pictures, prompt]
+    pieces: list[object] = []
+    for number, text in enumerate(texts):
+        if number:
+            pieces.append(pictures[number - 1])
+        if text.strip():
+            pieces.append(text)
+    return pieces
 
 
 def _unfit(
@@ -346,7 +440,7 @@ def _unfit(
     places = marks(processor)
     if contents and places and not any(mark in prompts[row] for mark in places):
         return _placeless(processor, named)
-    if "images" in contents:
+    if "images" in contents and len(contents["images"][row]) == 1:
         width, height = contents["images"][row][0].size
         problem = (
             f"of {width} x {height} pixels is not taken by the model's processor ({reason(cause)})"
@@ -361,14 +455,57 @@ def _unfit(
     )
 
 
+def require_marks(
+    processor: object,
+    prompts: Sequence[str],
+    conversations: Sequence[Conversation],
+    names: Sequence[object],
+) -> None:
+    """Refuse prompts with more, or fewer, places for pictures than they have pictures.
+
+    A processor counts them over the whole batch, and would give a row another's pictures. Prompts
+    without any place are left to it: some put the picture first themselves.
+
+    Parameters
+    ----------
+    processor : object
+        The model's processor.
+    prompts : sequence of str
+        Chat-formatted prompts.
+    conversations : sequence of Conversation
+        What they show.
+    names : sequence
+        What errors call the samples.
+
+    Raises
+    ------
+    InputError
+        If there is one, with both numbers.
+    """
+    tokens = picture_marks(processor)
+    for row, (prompt, conversation) in enumerate(zip(prompts, conversations, strict=True)):
+        places = max((prompt.count(token) for token in tokens), default=0)
+        n = len(conversation.pictures)
+        if places in (0, n):
+            continue
+        if getattr(processor, "chat_template", None) is None:
+            advice = f"write {tokens[0]!r} once for each picture"
+        else:
+            advice = "the chat template has to write one place for each picture: correct it"
+        raise Unpromptable(
+            f"{n} pictures and {places} places for them in the prompt of sample {names[row]!r}",
+            advice,
+        )
+
+
 def require_places(
     processor: object,
     ids: Tensor,
-    placeholders: Collection[int],
+    placeholders: Mapping[int, Sequence[bool]],
     texts: Sequence[str],
     names: Sequence[object],
 ) -> None:
-    """Refuse rows without one of the ids that stand for what is shown.
+    """Refuse rows without the ids that stand for what they show.
 
     The model would answer without having seen it.
 
@@ -378,8 +515,8 @@ def require_places(
         The model's processor.
     ids : Tensor
         Input ids (b, t).
-    placeholders : collection of int
-        The ids, each of which has to stand in each row.
+    placeholders : Mapping of int to sequence of bool
+        For each id, whether it has to stand in each row.
     texts : sequence of str
         The questions or instructions, for errors.
     names : sequence
@@ -390,11 +527,11 @@ def require_places(
     InputError
         If there is one, with what is missing.
     """
-    for token in placeholders:
+    for token, needed in placeholders.items():
         present = (ids == token).any(dim=1).tolist()
-        if not all(present):
-            row = present.index(False)
-            raise _placeless(processor, _named(texts[row], names, row))
+        for row, (has, needs) in enumerate(zip(present, needed, strict=True)):
+            if needs and not has:
+                raise _placeless(processor, _named(texts[row], names, row))
 
 
 def _placeless(processor: object, prompt: str) -> Unpromptable:

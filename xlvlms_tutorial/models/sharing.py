@@ -16,7 +16,7 @@ from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.models.spans import SPANS, Batch
 
 # Interventions that treat all positions alike, so that a prompt may run in two parts
-_ALIKE = ("skip", "parallel", "parallel_pairs", "mask_weights")
+_ALIKE = ("skip", "parallel", "parallel_pairs", "mask_weights", "pool_tokens")
 
 # What a model's settings say of its tokens; all else in them (beams, penalties, sampling,
 # lengths, outputs) is a way to search

@@ -1,5 +1,6 @@
 """Which positions of a sequence are picture, question, answer, and which are padding."""
 
+import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,7 +15,20 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from xlvlms_tutorial.errors import SpanError
 from xlvlms_tutorial.text import first_few, whole_words
 
-SPANS = ("template", "image", "video", "audio", "question", "answer", "padding")
+SPANS = (
+    "template",
+    "image",
+    "video",
+    "audio",
+    "question",
+    "answer",
+    "system",
+    "demonstration",
+    "demonstration answer",
+    "padding",
+)
+# of which a prompt may hold several, told apart by their numbers: "image 2"
+NUMBERED = ("image", "demonstration", "demonstration answer")
 _REPLACED = "\ufffd"  # what decoding shows in the place of bytes that are no whole character
 _LONGEST = 4  # bytes of a character
 
@@ -30,6 +44,11 @@ class Batch(BatchFeature):
     ----------
     spans : Tensor
         Integers (b, t): the index into ``SPANS`` of what stands at each position.
+    numbers : Tensor or None
+        Integers (b, t): at pictures and earlier turns which one of its row it is, from 1; elsewhere
+        0. None where inputs were made elsewhere.
+    single : bool
+        False where some row is about no picture or several, or has earlier turns.
 
     Examples
     --------
@@ -42,6 +61,8 @@ class Batch(BatchFeature):
     """
 
     spans: Int[Tensor, "b t"]
+    numbers: Int[Tensor, "b t"] | None = None
+    single: bool = True
 
     def mask(self, *names: str) -> Bool[Tensor, "b t"]:
         """Mark the positions of some kinds.
@@ -51,7 +72,8 @@ class Batch(BatchFeature):
         Parameters
         ----------
         *names : str
-            One or more of ``SPANS``.
+            One or more of ``SPANS``. "image 2" is the second picture of each row, "demonstration 1"
+            and "demonstration answer 1" are text and answer of its first earlier turn.
 
         Returns
         -------
@@ -63,11 +85,15 @@ class Batch(BatchFeature):
         SpanError
             If a kind is unknown, or some sample has no position of any of these kinds.
         """
-        for name in names:
-            if name not in SPANS:
-                raise SpanError(name, "unknown kind", SPANS)
-        numbers = torch.tensor(list(map(SPANS.index, names)), device=self.spans.device)
-        mask = torch.isin(self.spans, numbers)
+        pairs = [kind_of(name) for name in names]
+        whole = [SPANS.index(kind) for kind, number in pairs if number is None]
+        mask = torch.isin(self.spans, torch.tensor(whole, device=self.spans.device))
+        for name, (kind, number) in zip(names, pairs, strict=True):
+            if number is None:
+                continue
+            if self.numbers is None:
+                raise SpanError(name, "inputs made elsewhere do not say which one it is", SPANS)
+            mask |= (self.spans == SPANS.index(kind)) & (self.numbers == number)
         empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             present = [SPANS[k] for k in self.spans.unique().tolist()]
@@ -87,6 +113,33 @@ class Batch(BatchFeature):
         # the end predicts what comes next; with left padding it is the last column
         predicting[:, -1] = True
         return predicting | answer
+
+
+def kind_of(name: str) -> tuple[str, int | None]:
+    """Return the kind that a name of positions stands for, and the number in it, if it has one.
+
+    Parameters
+    ----------
+    name : str
+        One of ``SPANS``, or one of ``NUMBERED`` with a number from 1, such as "image 2".
+
+    Raises
+    ------
+    SpanError
+        If it is neither.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models.spans import kind_of
+    >>> kind_of("image"), kind_of("demonstration answer 3")
+    (('image', None), ('demonstration answer', 3))
+    """
+    if name in SPANS:
+        return name, None
+    kind, _, number = name.rpartition(" ")
+    if kind in NUMBERED and number.isdecimal() and int(number) > 0:
+        return kind, int(number)
+    raise SpanError(name, "unknown kind", SPANS)
 
 
 def label(
@@ -140,18 +193,80 @@ def label(
     for row, question in enumerate(questions or ()):
         words = (spans[row] == SPANS.index("template")).nonzero().flatten()
         answer = None if answers is None else answers[row]
-        parts = _parts(tokenizer, ids[row, words].tolist(), question, answer)
-        for name, part in parts.items():
+        texts = [("question", 0, question), ("answer", 0, answer)]
+        for name, _, part in _parts(tokenizer, ids[row, words].tolist(), texts):
             spans[row, words[part]] = SPANS.index(name)
     return spans
 
 
+def label_turns(
+    batch: Batch,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Sequence[tuple[str, int, str]]],
+    pictures: Sequence[Sequence[int]],
+) -> None:
+    """Label the earlier turns of a batch, and number its pictures and turns.
+
+    Parameters
+    ----------
+    batch : Batch
+        With the spans of the last turns; gets those of the others, and ``numbers``.
+    tokenizer : PreTrainedTokenizerBase
+        Decodes the prompts.
+    texts : sequence of sequences of (str, int, str)
+        For each row the kind, number and text of what stands before its last turn, in its order.
+    pictures : sequence of sequences of int
+        For each row how many positions each picture has.
+    """
+    spans, ids = batch.spans, batch["input_ids"]
+    numbers = torch.zeros_like(spans)
+    for row, (earlier, sizes) in enumerate(zip(texts, pictures, strict=True)):
+        image = (spans[row] == SPANS.index("image")).nonzero().flatten()
+        order = torch.arange(1, len(sizes) + 1).repeat_interleave(torch.tensor(sizes).long())
+        # how many positions a picture has is not known everywhere
+        if len(order) == len(image):
+            numbers[row, image] = order.to(numbers)
+        if not earlier:
+            continue
+        words = (spans[row] == SPANS.index("template")).nonzero().flatten()
+        # what stands before the question of the last turn
+        question = (spans[row] == SPANS.index("question")).nonzero().flatten()
+        if len(question):
+            words = words[words < question[0]]
+        for name, number, part in _parts(tokenizer, ids[row, words].tolist(), earlier, whole=True):
+            spans[row, words[part]] = SPANS.index(name)
+            numbers[row, words[part]] = number
+    batch.numbers = numbers
+
+
+def run_lengths(ids: Int[Tensor, "t"], placeholder: int) -> list[int]:
+    """Return how many of a placeholder follow each other, for each such run in a row of ids.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.models.spans import run_lengths
+    >>> run_lengths(torch.tensor([1, 9, 9, 5, 9]), 9)
+    [2, 1]
+    """
+    values, counts = (ids == placeholder).unique_consecutive(return_counts=True)
+    return counts[values].tolist()
+
+
 def _parts(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], question: str, answer: str | None
-) -> dict[str, slice]:
-    text, parts = decode(tokenizer, ids), {}
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    texts: Sequence[tuple[str, int, str | None]],
+    whole: bool = False,
+) -> list[tuple[str, int, slice]]:
+    """Find texts in the ids of a prompt, where they stand in this order, from the last on.
+
+    With ``whole`` a text that begins and ends a word is preferred: short answers are letters of
+    other words too, and of the template's.
+    """
+    text, parts = decode(tokenizer, ids), []
     end = len(text)
-    for name, part in (("answer", answer), ("question", question)):
+    for name, number, part in reversed(texts):
         if part is None or not part.strip():
             continue
         # a tokenizer may normalise: then the text stands in the prompt as its own tokens decode
@@ -161,11 +276,22 @@ def _parts(
         )
         for form in forms:
             # the last occurrence: a system prompt may hold the same words, and stands before
-            if (start := text.rfind(form, 0, end)) >= 0:
-                parts[name] = token_slice(tokenizer, ids, start, start + len(form))
+            if (start := _last(text, form, end, whole)) >= 0:
+                tokens = token_slice(tokenizer, ids, start, start + len(form))
+                parts.append((name, number, tokens))
                 end = start
                 break
     return parts
+
+
+def _last(text: str, part: str, end: int, whole: bool) -> int:
+    """Where a part stands last in a text before ``end``; -1 if it does not."""
+    if whole:
+        words = rf"(?<!\w){re.escape(part)}(?!\w)"
+        starts = [match.start() for match in re.finditer(words, text[:end])]
+        if starts:
+            return starts[-1]
+    return text.rfind(part, 0, end)
 
 
 def positions(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
@@ -184,7 +310,8 @@ def positions(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
     -------
     DataFrame
         A row for each position, row after row: sample and position (from 0), token_id, token (its
-        text) and span (one of ``SPANS``).
+        text) and span (one of ``SPANS``). Where there are several pictures or earlier turns,
+        ``number`` says which one it is.
 
     Examples
     --------
@@ -202,6 +329,8 @@ def positions(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
     table.insert(0, "sample", table.index // length)
     table.insert(1, "position", table.index % length)
     table.insert(3, "token", table["token_id"].map(names))
+    if batch.numbers is not None and not batch.single:
+        table["number"] = batch.numbers.flatten().tolist()
     return table
 
 

@@ -39,10 +39,26 @@ from xlvlms_tutorial.models.sharing import (
     shareable,
     taken,
 )
-from xlvlms_tutorial.models.spans import Batch, label, positions
+from xlvlms_tutorial.models.spans import (
+    SPANS,
+    Batch,
+    label,
+    label_turns,
+    positions,
+    run_lengths,
+)
+from xlvlms_tutorial.models.turns import (
+    Conversation,
+    Turn,
+    conversations_of,
+    require_history,
+    require_takes,
+)
 from xlvlms_tutorial.models.unembedding import unembedded
 from xlvlms_tutorial.samples import Sample, media
 from xlvlms_tutorial.validation import require_counts
+
+_MEDIA = {"image": "images", "video": "videos", "audio": "audio"}  # as processors call them
 
 
 class VLM:
@@ -240,7 +256,12 @@ class VLM:
         return support.allowed(blocks, self.refused, what, site)
 
     def prompt(
-        self, text: str, answer: str | None = None, media: Sequence[str] = ("image",)
+        self,
+        text: str,
+        answer: str | None = None,
+        media: Sequence[str] = ("image",),
+        history: Sequence[Turn | tuple] = (),
+        system: str | None = None,
     ) -> str:
         """Return the chat-formatted prompt for a text about a picture, video or sound.
 
@@ -254,7 +275,12 @@ class VLM:
         answer : str, optional
             The answer to put after the prompt; by default the prompt ends where the answer begins.
         media : sequence of str
-            What is shown: "image" (the default), "video" or "audio". Empty for text alone.
+            What is shown: "image" (the default), "video" or "audio", as often as there are some.
+            Empty for text alone.
+        history : sequence of Turn
+            Earlier turns; none by default.
+        system : str, optional
+            A system prompt; by default the chat template's own, if it has one.
 
         Returns
         -------
@@ -273,7 +299,8 @@ class VLM:
         >>> vlm.prompt("What is it?").splitlines()
         ['<|im_start|>user', '<reponame>What is it?<|im_end|>', '<|im_start|>assistant']
         """
-        return prompts.prompt_of(self.processor, self.name, text, answer, media)
+        earlier = conversations_of([text], None, [history], system)[0].history
+        return prompts.prompt_of(self.processor, self.name, text, answer, media, earlier, system)
 
     def batch(
         self,
@@ -283,13 +310,16 @@ class VLM:
         videos: Sequence[object] | None = None,
         audio: Sequence[object] | None = None,
         names: Sequence[object] | None = None,
+        history: Sequence[Sequence[Turn | tuple]] | None = None,
+        system: str | None = None,
     ) -> Batch:
         """Make model inputs for pictures (videos, sounds) and texts, left-padded.
 
         Parameters
         ----------
         images : sequence or None
-            A picture for each text: PIL image, array, bytes or path. None where nothing is seen.
+            A picture for each text: PIL image, array, bytes or path. A list of pictures where a
+            text is about several, an empty list where it is about none. None where nothing is seen.
         texts : sequence of str
             The questions or instructions, b of them.
         answers : sequence of str, optional
@@ -301,6 +331,11 @@ class VLM:
             A sound for each text: a 1-d array of samples.
         names : sequence, optional
             What errors call the samples; their numbers from 0 by default.
+        history : sequence of sequences of Turn, optional
+            For each text the earlier turns of its conversation, such as the demonstrations of
+            in-context learning; none by default.
+        system : str, optional
+            A system prompt for all; by default the chat template's own, if it has one.
 
         Returns
         -------
@@ -313,7 +348,9 @@ class VLM:
         InputError
             If a text is empty or holds what marks a picture for this model, a sound is none, or
             pictures, texts and answers are not equally many. If something given as a picture is
-            none, or is not taken by the model's processor.
+            none, or is not taken by the model's processor. If a text has no picture or several, and
+            the model takes one; if a prompt has more places for pictures than pictures, or fewer;
+            if the chat template leaves out the system prompt or an earlier turn.
         ModalityError
             If the model does not read pictures, videos or sounds, whichever is given.
         LoadError
@@ -326,9 +363,19 @@ class VLM:
         (1, 16)
         >>> bool(inputs.mask("answer").any())
         True
+
+        One text about two pictures, and one about none after an earlier turn about one:
+
+        >>> shown = [[samples[0].image, samples[1].image], []]
+        >>> turns = [[], [(samples[2].image, "What is it?", "A key.")]]
+        >>> inputs = vlm.batch(shown, ["Which is red?", "Which colour?"], history=turns)
+        >>> inputs.mask("image").sum(dim=1).tolist(), inputs.mask("image 1").sum(dim=1).tolist()
+        ([32, 16], [16, 16])
         """
-        content = prompts.counted(texts, answers, image=images, video=videos, audio=audio)
-        kinds = tuple(content)
+        prompts.counted(texts, answers, image=images, video=videos, audio=audio)
+        conversations = conversations_of(texts, images, history, system)
+        arguments = prompts.media_of(conversations, videos, audio)
+        kinds = tuple(kind for kind, name in _MEDIA.items() if name in arguments)
         names = range(len(texts)) if names is None else names
         # PaliGemma ends the prompt itself
         suffixed = answers is not None and "suffix" in prompts.text_options(self.processor)
@@ -336,28 +383,89 @@ class VLM:
         modalities = reads(self.processor)
         if unread := [kind for kind in kinds if kind not in modalities]:
             raise ModalityError(unread[0], self.name, modalities, advice(self.processor))
-        prompts.require_texts(self.processor, texts, answers, names)
+        prompts.require_texts(self.processor, texts, answers, names, conversations)
+        if "image" in kinds:
+            require_takes(self.processor, self.name, conversations, names)
         embedded = anatomy.embedded(self.model)
         require_padding(self.tokenizer, embedded)
         chats = []
-        for text, answer in zip(texts, endings, strict=True):
-            chats.append(self.prompt(text, answer, kinds))
-        arguments = prompts.media_of(images, videos, audio)
+        others = [kind for kind in kinds if kind != "image"]
+        for text, answer, turns in zip(texts, endings, conversations, strict=True):
+            shown = ["image"] * len(turns.images) + others
+            chats.append(
+                prompts.prompt_of(
+                    self.processor, self.name, text, answer, shown, turns.history, system
+                )
+            )
+        if kinds == ("image",):  # a pocket's clips and sounds have a picture's mark too
+            prompts.require_marks(self.processor, chats, conversations, names)
         if suffixed:
             arguments["suffix"] = list(answers)
         inputs = prompts.inputs_of(self.processor, chats, arguments, names)
         inputs.pop("labels", None)
+        replaced = inputs.pop("text_replacement_offsets", None)
         batch = Batch(dict(padding_first(inputs))).to(self.device, self.dtype)
         ids = batch["input_ids"]
         placeholders = prompts.placeholders_of(self.placeholders, kinds)
-        places = [placeholders[kind] for kind in kinds if kind in placeholders]
+        places = {}
+        for kind in kinds:
+            if kind in placeholders:
+                has_one = [kind != "image" or bool(turns.pictures) for turns in conversations]
+                places[placeholders[kind]] = has_one
         prompts.require_places(self.processor, ids, places, texts, names)
         require_embedded(self.tokenizer, ids, embedded, placeholders.values())
-        batch.spans = label(batch, placeholders, self.tokenizer, texts, answers)
+        questions = [prompts.spoken(self.processor, text) for text in texts]
+        batch.spans = label(batch, placeholders, self.tokenizer, questions, answers)
+        self._label_turns(batch, conversations, replaced)
         return batch
 
+    def _label_turns(
+        self, batch: Batch, conversations: Sequence[Conversation], replaced: object
+    ) -> None:
+        """Label earlier turns and number pictures, where there is more than one text and picture.
+
+        ``replaced`` is what the processor says of the places of pictures, None where it does not.
+        """
+        batch.single = all(turns.single for turns in conversations)
+        texts = []
+        for turns in conversations:
+            parts = []
+            for kind, number, text in turns.parts:
+                parts.append((kind, number, prompts.spoken(self.processor, text)))
+            texts.append(parts)
+        if batch.single and not any(texts):
+            batch.numbers = (batch.spans == SPANS.index("image")).long()
+            return
+        sizes = self._picture_sizes(batch, conversations, replaced)
+        label_turns(batch, self.tokenizer, texts, sizes)
+
+    def _picture_sizes(
+        self, batch: Batch, conversations: Sequence[Conversation], replaced: object
+    ) -> list[list[int]]:
+        """How many positions each picture has, row by row; nothing where that is not known."""
+        token = self.placeholders.get("image")
+        sizes = []
+        for row, turns in enumerate(conversations):
+            total = int((batch.spans[row] == SPANS.index("image")).sum())
+            if token is None or not total:
+                counts = []
+            elif len(turns.pictures) == 1:
+                counts = [total]
+            elif replaced:
+                mark = self.tokenizer.convert_ids_to_tokens(token)
+                counts = [part["replacement"].count(mark) for part in replaced[row]]
+            else:
+                counts = run_lengths(batch["input_ids"][row], token)
+            sizes.append(counts if len(counts) == len(turns.pictures) else [])
+        return sizes
+
     def batch_of(
-        self, samples: Sequence[Sample], texts: Sequence[str], answers: Sequence[str] | None = None
+        self,
+        samples: Sequence[Sample],
+        texts: Sequence[str],
+        answers: Sequence[str] | None = None,
+        history: Sequence[Sequence[Turn | tuple]] | None = None,
+        system: str | None = None,
     ) -> Batch:
         """Make model inputs for what samples show, pictures, clips or sounds, and texts about them.
 
@@ -371,6 +479,10 @@ class VLM:
             One for each sample.
         answers : sequence of str, optional
             One for each sample, put after its prompt; none by default.
+        history : sequence of sequences of Turn, optional
+            Earlier turns for each sample; none by default.
+        system : str, optional
+            A system prompt for all.
 
         Returns
         -------
@@ -390,7 +502,9 @@ class VLM:
         """
         content = {"images": None} | media(samples)
         names = [sample.id for sample in samples]
-        return self.batch(**content, texts=texts, answers=answers, names=names)
+        return self.batch(
+            **content, texts=texts, answers=answers, names=names, history=history, system=system
+        )
 
     def prepare(
         self, inputs: Mapping[str, object], spans: Int[Tensor, "b t"] | None = None
@@ -559,6 +673,8 @@ class VLM:
         videos: Sequence[object] | None = None,
         audio: Sequence[object] | None = None,
         decoding: Callable[..., LogitsProcessor] | None = None,
+        history: Sequence[Sequence[Turn | tuple]] | None = None,
+        system: str | None = None,
     ) -> list[str]:
         """Return greedy answers to texts about pictures (videos, sounds), one for each text.
 
@@ -570,7 +686,8 @@ class VLM:
         Parameters
         ----------
         images : sequence or None
-            A picture for each text: PIL image, array, bytes or path. None where nothing is seen.
+            A picture, or a list of pictures, for each text, as for :meth:`batch`. None where
+            nothing is seen.
         texts : sequence of str
             The questions or instructions.
         max_new_tokens : int
@@ -588,6 +705,10 @@ class VLM:
             What changes the logits of each step, such as ``methods.decoding.VCD()``. For each batch
             it is called with this model, the batch, its texts, and ``images``, ``videos`` and
             ``audio``; it returns a processor of transformers. By default nothing changes them.
+        history : sequence of sequences of Turn, optional
+            Earlier turns for each text, as for :meth:`batch`; none by default.
+        system : str, optional
+            A system prompt for all.
 
         Returns
         -------
@@ -605,7 +726,11 @@ class VLM:
         prompts.require_texts(self.processor, texts, None, range(len(texts)))
         require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
         pictures: Sequence[object] = [None] * len(texts)
-        if images is not None and shareable(self.model, self.active):
+        require_history(texts, history)
+        several = history is not None
+        for shown in () if images is None else images:
+            several = several or shown is None or isinstance(shown, (list, tuple))
+        if images is not None and not several and shareable(self.model, self.active):
             pictures = images
         parts = list(by_picture(pictures, batch_size))
         answers = [""] * len(texts)
@@ -613,6 +738,10 @@ class VLM:
             part = taken(texts, rows)
             media = {"images": images, "videos": videos, "audio": audio}
             media = {name: taken(values, rows) for name, values in media.items()}
+            if history is not None:
+                media["history"] = taken(history, rows)
+            if system is not None:
+                media["system"] = system
             batch = self.batch(texts=part, names=rows, **media)
             processors = [] if decoding is None else [decoding(self, batch, part, **media)]
             ids = self._generate_shared(
@@ -655,11 +784,14 @@ class VLM:
         images: Sequence[object] | None,
         texts: Sequence[str],
         answers: Sequence[str] | None = None,
+        history: Sequence[Sequence[Turn | tuple]] | None = None,
+        system: str | None = None,
     ) -> pd.DataFrame:
         """Return a table of what stands at each position of the prompts for pictures and texts.
 
         ``question`` is the text asked, ``answer`` the text after the assistant's mark, ``template``
-        the chat's own marks.
+        the chat's own marks; ``demonstration`` and ``demonstration answer`` are those of earlier
+        turns.
 
         Parameters
         ----------
@@ -669,12 +801,17 @@ class VLM:
             The questions or instructions.
         answers : sequence of str, optional
             An answer for each text; none by default.
+        history : sequence of sequences of Turn, optional
+            Earlier turns for each text, as for :meth:`batch`; none by default.
+        system : str, optional
+            A system prompt for all.
 
         Returns
         -------
         DataFrame
             A row for each position: sample and position (from 0), token_id, token (its text) and
-            span (one of ``SPANS``).
+            span (one of ``SPANS``). Where there are several pictures or earlier turns, ``number``
+            says which one it is.
 
         Examples
         --------
@@ -684,7 +821,8 @@ class VLM:
         >>> int((table["span"] == "image").sum())
         16
         """
-        return positions(self.batch(images, texts, answers), self.tokenizer)
+        batch = self.batch(images, texts, answers, history=history, system=system)
+        return positions(batch, self.tokenizer)
 
     @torch.no_grad()
     def unembed(

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from xlvlms_tutorial.pocket.build import training_record
     from xlvlms_tutorial.pocket.counting import describe_worlds
     from xlvlms_tutorial.pocket.variants import VARIANTS, Variant
-    from xlvlms_tutorial.pocket.world import Scene, counterfactuals, render, scenes
+    from xlvlms_tutorial.pocket.world import Scene, counterfactuals, masks, render, scenes
 
 __all__ = [
     "VARIANTS",
@@ -16,6 +16,7 @@ __all__ = [
     "Variant",
     "counterfactuals",
     "describe_worlds",
+    "masks",
     "render",
     "scenes",
     "training_record",

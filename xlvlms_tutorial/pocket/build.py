@@ -97,7 +97,7 @@ def connector_state(run: str = "image", revision: str | None = None) -> dict[str
     if (start := metadata.get("start")) is None:
         return stored
     weights = {}
-    for name, weight in connector_state(start).items():
+    for name, weight in connector_state(start, metadata.get("revision")).items():
         # matrices are stored in eight bits, with a scale for each row
         weights[name] = weight + stored[name] * stored.get(f"{name}.scale", 1)
     return weights
@@ -126,7 +126,11 @@ def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], f
         scale = change.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
         stored[name] = (change / scale).round().to(torch.int8)
         stored[f"{name}.scale"] = scale
-    save_tensors(file, stored, {"start": start[0]})
+    run, revision = start
+    metadata = {"start": run}
+    if revision is not None:
+        metadata["revision"] = revision
+    save_tensors(file, stored, metadata)
 
 
 def pocket_config(

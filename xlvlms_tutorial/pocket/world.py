@@ -32,6 +32,7 @@ TIMES = ("day", "dusk", "night")
 SIDES = ("left", "right")
 COUNTS = (1, 2, 3)
 SPLITS = ("train", "validation", "test", "composition")
+PARTS = ("subject", "item", "ground")  # what masks tell apart
 FACTORS = ("subject", "action", "item", "colour", "count", "side", "place", "time")
 
 # Combinations that training never sees; the split "composition" holds nothing else.
@@ -295,10 +296,54 @@ def render(scene: Scene, frame: int | None = None, shift: tuple[int, int] = (0, 
     >>> picture.size, picture.mode
     ((256, 256), 'RGB')
     """
+    picture = _backdrop(scene.place, scene.time).copy()
+    for _, sprite, corner in _placed(scene, frame, shift):
+        picture.paste(sprite, corner, sprite)
+    return ImageChops.multiply(picture, Image.new("RGB", picture.size, _TINT[scene.time]))
+
+
+def masks(scene: Scene) -> dict[str, np.ndarray]:
+    """Return which pixels of the picture of a scene show what.
+
+    Use it as the truth of segmentations, and of maps that say where something is seen. What lies
+    behind something else is not seen: no pixel belongs to two masks.
+
+    Parameters
+    ----------
+    scene : Scene
+        The scene, as :func:`render` draws it.
+
+    Returns
+    -------
+    dict of str to ndarray (256, 256)
+        True where the "subject", the things beside it ("item") and the "ground" are seen; sky and
+        ladder belong to none.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.pocket import Scene, masks
+    >>> scene = Scene("fish", None, "cactus", None, 1, side="left", place="sand", time="day")
+    >>> parts = masks(scene)
+    >>> list(parts), bool((parts["subject"] & parts["item"]).any())
+    (['subject', 'item', 'ground'], False)
+    """
+    owner = np.zeros((SIZE, SIZE), dtype=np.int8)
+    owner[SIZE - _GROUND :] = PARTS.index("ground") + 1
+    for part, sprite, corner in _placed(scene):
+        alpha = Image.new("L", (SIZE, SIZE))
+        alpha.paste(sprite.getchannel("A"), corner)
+        owner[np.asarray(alpha) > 127] = PARTS.index(part) + 1 if part in PARTS else 0
+    return {part: owner == number for number, part in enumerate(PARTS, start=1)}
+
+
+def _placed(
+    scene: Scene, frame: int | None = None, shift: tuple[int, int] = (0, 0)
+) -> list[tuple[str, Image.Image, tuple[int, int]]]:
+    """List what stands before the backdrop, back to front: kind, sprite and its top left corner."""
     rng = np.random.default_rng(scene.layout)
     flip, beat = bool(rng.integers(2)), int(rng.integers(8))
     dx, dy, gap = (int(v) for v in rng.integers(-6, 7, size=3))
-    picture = _backdrop(scene.place, scene.time).copy()
+    placed = []
     floor = SIZE - _GROUND + 8
     on_left = scene.side == "left"
     size = _THING[scene.count]
@@ -307,27 +352,21 @@ def render(scene: Scene, frame: int | None = None, shift: tuple[int, int] = (0, 
         gap + 6 if on_left else gap - 6
     ) // 2
     for k in range(scene.count):
-        picture.paste(ground, (start + k * size, floor - size), ground)
+        placed.append(("item", ground, (start + k * size, floor - size)))
     centre = (SIZE - 56 if on_left else 56) + dx
     if scene.action == "climbing":
         rung = _sprite("items/ladderMid", 64)
         for y in range(floor - 64, 0, -64):
-            picture.paste(rung, (centre + shift[0] - rung.width // 2, y), rung)
+            placed.append(("ladder", rung, (centre + shift[0] - rung.width // 2, y)))
     body = _sprite(
         subject_sprite(scene, beat if frame is None else frame),
         104 if scene.subject in ANIMALS else 128,
         flip,
     )
     lift = _LIFT.get(scene.action or scene.subject, 0)
-    picture.paste(
-        body,
-        (
-            centre + shift[0] - body.width // 2,
-            floor - body.height - lift - abs(dy) * (lift > 0) + shift[1],
-        ),
-        body,
-    )
-    return ImageChops.multiply(picture, Image.new("RGB", picture.size, _TINT[scene.time]))
+    x = centre + shift[0] - body.width // 2
+    y = floor - body.height - lift - abs(dy) * (lift > 0) + shift[1]
+    return [*placed, ("subject", body, (x, y))]
 
 
 def counterfactuals(scene: Scene, factor: str) -> list[Scene]:

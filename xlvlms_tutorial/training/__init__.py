@@ -12,12 +12,14 @@ from xlvlms_tutorial.training.compressed import (
     task_calibrations,
     through,
 )
+from xlvlms_tutorial.training.experts import expert
 
 __all__ = [
     "COMPRESSED",
     "REMOVED",
     "SKIPPED",
     "LoraRecipe",
+    "expert",
     "in_style",
     "lessons",
     "shared_mask",

@@ -151,6 +151,35 @@ for _name in COMPRESSED:
         start=("image", None),
         compact=True,
     )
+# Experts for merging: of captions and of presence. All have one start, but for one of captions; of
+# presence there are two orders of the data. They stop before their rate is 0.
+EXPERT_STEPS = 110
+EXPERT_SKILLS = {
+    "captions": Mix(EXPERT_STEPS, 3, 0, 0),
+    "presence": Mix(EXPERT_STEPS, 0, 5, 0),
+}
+EXPERT_START = ("image", "step-0450")
+OTHER_START = ("image-1", "step-0450")
+EXPERTS = {}
+for _skill, _number, _seed, _start in (
+    ("captions", "0", 0, EXPERT_START),
+    ("presence", "0", 0, EXPERT_START),
+    ("presence", "1", 1, EXPERT_START),
+    ("captions", "other", 1, OTHER_START),
+):
+    _name = f"expert-{_skill}-{_number}"
+    _recipe = Recipe(
+        steps=EXPERT_STEPS,
+        restart=150,
+        batch_size=8,
+        learning_rate=1e-3,
+        warmup=10,
+        seed=_seed,
+        mixes=(EXPERT_SKILLS[_skill],),
+        save_at=(50,),
+    )
+    EXPERTS[_name] = Run(_recipe, Variant(_name), _start, compact=True)
+RUNS |= EXPERTS
 
 
 def pixels(pictures: Sequence[Image.Image | np.ndarray]) -> Tensor:
@@ -281,7 +310,7 @@ def train_connector(
     def export(step: str) -> None:
         _export(projector, name, step)
 
-    if through is not None:
+    if run.compact:
         # of short rows a quarter faster on CPUs, forwards and backwards
         model.set_attn_implementation("eager")
     parameters = dict(projector.named_parameters())

@@ -20,12 +20,14 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.pocket.build import connector_state
 from xlvlms_tutorial.pocket.encoders import ENCODERS, WEIGHTS
 from xlvlms_tutorial.pocket.scorer import RUN as SCORER
+from xlvlms_tutorial.pocket.segmenter import RUN as SEGMENTER
 from xlvlms_tutorial.pocket.variants import VARIANTS
 from xlvlms_tutorial.training.adapters import RECIPES, measure_adapter, train_adapter
 from xlvlms_tutorial.training.compressed import COMPRESSED, through
-from xlvlms_tutorial.training.connector_runs import RUNS, train_connector
+from xlvlms_tutorial.training.connector_runs import EXPERTS, RUNS, train_connector
 from xlvlms_tutorial.training.scorer import train_scorer
 from xlvlms_tutorial.training.scorer_metrics import preferences
+from xlvlms_tutorial.training.segmenter import train_segmenter
 
 # How many samples of which datasets each run is measured on.
 MEASURED_ON = {
@@ -99,7 +101,7 @@ def main(names: Sequence[str]) -> None:
     LoadError
         If there is no such run.
     """
-    runs = [*RUNS, SCORER, *RECIPES]
+    runs = [*RUNS, SCORER, SEGMENTER, *RECIPES]
     for run in names:
         if run not in runs:
             raise unknown_revision(run, runs)
@@ -108,11 +110,15 @@ def main(names: Sequence[str]) -> None:
             train_adapter(run)
             measure_adapter(run)
             continue
+        if run == SEGMENTER:
+            train_segmenter()  # which measures it
+            continue
         if run == SCORER:
             train_scorer()
         else:
             train_connector(run, partial(_through, run) if run in COMPRESSED else None)
-        measure(run)
+        if run not in EXPERTS:  # those are measured together: python -m tools.expert_scores
+            measure(run)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ from xlvlms_tutorial.methods.concepts import (
     most_activating,
     sentence,
 )
-from xlvlms_tutorial.metrics import bert_scores, clip_score, top_scores, word_overlap
+from xlvlms_tutorial.metrics import bert_scores, clip_score, difference, top_scores, word_overlap
 from xlvlms_tutorial.models import VLM
+from xlvlms_tutorial.tutorials.experiments import Experiment
 from xlvlms_tutorial.validation import require
 from xlvlms_tutorial.view import widgets
 from xlvlms_tutorial.view.cards import Html
@@ -489,6 +490,47 @@ def score_concepts(
         for metric, scores in judges.scores(embedded, noise.words.values()).items():
             columns[metric, "noise images"] = own_and_others(scores, noise.rows)["own"]
     return pd.DataFrame(columns)
+
+
+def record_own(experiment: Experiment, by_concept: pd.DataFrame, seed: int = 0) -> None:
+    """Record for COX-1 and COX-2 by how much concepts' own words score above baselines.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where it is recorded.
+    by_concept : pandas.DataFrame
+        The tables of :func:`score_concepts` by token, one below the other: the first level of
+        columns is the score, that of pictures for COX-1 before that of texts for COX-2.
+    seed : int, default 0
+        The seed of the intervals, which are over words where there are several.
+    """
+    against = {
+        "random words": "random words",
+        "random directions": "words of random directions",
+        "others": "words of other concepts",
+        "noise images": "noise pictures",
+    }
+    groups = by_concept.index.get_level_values("token")
+    several = groups.nunique() > 1
+    metrics = by_concept.columns.get_level_values(0).unique()
+    for claim, metric in zip(("COX-1", "COX-2"), metrics, strict=False):
+        scores = by_concept[metric]
+        for name, baseline in against.items():
+            effect = difference(
+                scores["own"],
+                scores[name],
+                paired=True,
+                seed=seed,
+                groups_a=groups if several else None,
+            )
+            experiment.record(
+                claim,
+                effect,
+                baseline,
+                f"against {name}",
+                interval_over="words" if several else "concepts",
+            )
 
 
 def score_unseen(

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from ipywidgets import Widget
 from matplotlib.axes import Axes
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from xlvlms_tutorial import claims
@@ -32,6 +33,7 @@ from xlvlms_tutorial.metrics import (
     count_flops,
     difference,
 )
+from xlvlms_tutorial.metrics.intervals import percentile_interval
 from xlvlms_tutorial.models import VLM, anatomy
 from xlvlms_tutorial.tutorials.experiments import (
     Experiment,
@@ -1190,13 +1192,103 @@ def rank_correlations(
     >>> signs["captions"].value, signs["answers"].value
     (1.0, -1.0)
     """
-    between = effect.loc[first : effect.index[-1] - 1]
-    if len(between) < 4:
-        between = effect
+    between = _between(effect, first)
     signs = {}
     for task in ("captions", "answers"):
         signs[task] = correlation(change[between.index], between[task], kind="spearman", seed=seed)
     return signs
+
+
+def _between(effect: pd.DataFrame, first: int) -> pd.DataFrame:
+    """The blocks from ``first`` to the last but one, or all where those are too few."""
+    between = effect.loc[first : effect.index[-1] - 1]
+    return effect if len(between) < 4 else between
+
+
+def record_redundancy(
+    experiment: Experiment,
+    redundancy: pd.DataFrame,
+    change: pd.Series,
+    effect: pd.DataFrame,
+    first: int,
+    seed: int = 0,
+) -> None:
+    """Record for SKIP-7 how well measures of redundancy order blocks by what their absence costs.
+
+    Recorded are the rank correlation, which is 0 for a random order, and by how much it is above
+    that of the change of the input. The blocks are those of :func:`rank_correlations`.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where it is recorded.
+    redundancy : pandas.DataFrame
+        As :func:`~xlvlms_tutorial.methods.skipping.layer_redundancy` gives it: a row a block, a
+        column a measure.
+    change : pandas.Series
+        The change of the input, by block.
+    effect : pandas.DataFrame
+        The increase of the loss without each block, a row a block; columns captions and answers.
+    first : int
+        The first block that counts.
+    seed : int, default 0
+        The seed of the intervals.
+    """
+    between = _between(effect, first)
+    other = change[between.index]
+    for name, measure in redundancy.loc[between.index].items():
+        for task in ("captions", "answers"):
+            cost = between[task]
+            order = correlation(measure, cost, kind="spearman", seed=seed)
+            experiment.record(
+                "SKIP-7", order, "random order", f"{name}, {task}", interval_over="blocks"
+            )
+            ahead = _order_ahead(measure, other, cost, seed)
+            variant = f"{name}, against the change of the input, {task}"
+            experiment.record(
+                "SKIP-7", ahead, "input-output cosine", variant, interval_over="blocks"
+            )
+
+
+def _order_ahead(measure: pd.Series, other: pd.Series, cost: pd.Series, seed: int) -> Estimate:
+    """By how much one rank correlation with a cost is above another, with blocks drawn again."""
+    n = len(cost)
+    rows = np.vstack([np.arange(n), np.random.default_rng(seed).integers(n, size=(2000, n))])
+    ranks = [rankdata(values.to_numpy()[rows], axis=1) for values in (measure, other, cost)]
+    centred = [one - one.mean(axis=1, keepdims=True) for one in ranks]
+    first, second, last = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in centred)
+    ahead = (first * last).sum(axis=1) - (second * last).sum(axis=1)
+    return percentile_interval(float(ahead[0]), ahead[1:], n)
+
+
+def interval_plans(n_layers: int, sizes: Sequence[int]) -> dict[tuple[str, int], SkipPlan]:
+    """Return the paper's interval as plans, for some numbers of blocks.
+
+    Parameters
+    ----------
+    n_layers : int
+        The number of blocks of the model.
+    sizes : sequence of int
+        How many blocks are left out. Numbers that no interval gives are left out.
+
+    Returns
+    -------
+    dict of (str, int) to SkipPlan
+        The plans by "interval" and their number of blocks.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import skipping
+    >>> plans = skipping.interval_plans(30, (2, 14))
+    >>> plans["interval", 2].layers
+    (11, 21)
+    """
+    plans = {}
+    for step in range(n_layers - 1, 1, -1):
+        blocks = every_nth_layer(n_layers, step)
+        if len(blocks) in sizes:
+            plans["interval", len(blocks)] = SkipPlan(tuple(blocks))
+    return plans
 
 
 def draw_shares(

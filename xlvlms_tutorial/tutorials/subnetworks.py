@@ -18,10 +18,16 @@ from torch import Tensor
 
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.evaluation import Generator
-from xlvlms_tutorial.methods.pruning import Calibration, Masks, calibrate, wanda
+from xlvlms_tutorial.methods.pruning import (
+    Calibration,
+    Masks,
+    calibrate,
+    independent_iou,
+    wanda,
+)
 from xlvlms_tutorial.models import VLM
 from xlvlms_tutorial.samples import PROMPTS
-from xlvlms_tutorial.tutorials.experiments import answer_of, question_of
+from xlvlms_tutorial.tutorials.experiments import Experiment, answer_of, question_of
 from xlvlms_tutorial.validation import require
 
 # Linear maps that read what a block has computed, by the last part of their name; all others read
@@ -467,6 +473,135 @@ def shares_of(counts: Mapping[str, Mapping[str, int]], whole: str) -> pd.Series:
     """
     totals = pd.DataFrame(counts).sum()
     return totals / totals[whole]
+
+
+def check_pairs(
+    experiment: Experiment,
+    shared: pd.DataFrame,
+    perceptual: Sequence[str],
+    textual: Sequence[str],
+) -> None:
+    """Check what the chapter says of overlaps between kinds of input, at half of the weights.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    shared : pandas.DataFrame
+        The overlap of each two kinds, without the diagonal.
+    perceptual, textual : sequence of str
+        The kinds that are seen or heard, and those that are read.
+    """
+    perceptual, textual = list(perceptual), list(textual)
+    across, among = shared.loc[perceptual, textual], shared.loc[textual, textual]
+    closer = {"image", "video"} <= set(perceptual)
+    if closer:
+        with_words = across.loc[["image", "video"]].max(axis=None)
+        closer = shared.loc["image", "video"] > with_words
+    statements = {
+        "every pair lies far above independent masks": (
+            shared.min(axis=None) > independent_iou(0.5) + 0.1
+        ),
+        "words share more with words than with what is seen or heard": (
+            among.min(axis=None) > across.max(axis=None)
+        ),
+        "pictures and clips share more with each other than with words": closer,
+    }
+    for statement, holds in statements.items():
+        experiment.check(statement, holds)
+
+
+def check_scale(experiment: Experiment, mean: pd.Series) -> None:
+    """Check what the chapter says of the overlaps of baselines with the mask of captions.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    mean : pandas.Series
+        The mean overlap over linear maps, by mask.
+    """
+    step = mean["image"] - mean["permuted norms"]
+    no_pictures = min(mean["magnitude"], mean["nonsense"])
+    statements = {
+        "every mask lies far above independent ones": mean.min() > independent_iou(0.5) + 0.1,
+        "no input and random words agree with captions better than pictures do": (
+            no_pictures > mean["image"] + 0.02
+        ),
+        "pictures agree a little better than their shuffled norms": (
+            0 < step < 0.25 * (mean["other captions"] - mean["permuted norms"])
+        ),
+        "noise agrees least": mean["noise"] == mean.min(),
+    }
+    for statement, holds in statements.items():
+        experiment.check(statement, holds)
+
+
+def check_rest(experiment: Experiment, rest: pd.DataFrame) -> None:
+    """Check what the chapter says of masks without the largest weights.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    rest : pandas.DataFrame
+        A row a mask: the columns of :func:`without_large`, and "correlation of norms".
+    """
+    both = rest[["IoU", "correlation of norms"]]
+    shuffled = rest.loc["permuted norms"]
+    statements = {
+        "in both measures the order is the same": (both.diff().iloc[1:] < -0.02).all(axis=None),
+        "shuffled norms have no correlation and an overlap above chance": (
+            abs(shuffled["correlation of norms"]) < 0.05
+            and shuffled["IoU"] > shuffled["by chance"] + 0.03
+        ),
+        "noise has more than half of the correlation of pictures": (
+            both.loc["noise"].iloc[1] > 0.5 * both.loc["image"].iloc[1]
+        ),
+        "noise keeps the most small weights": rest["share kept"].idxmax() == "noise",
+    }
+    for statement, holds in statements.items():
+        experiment.check(statement, holds)
+
+
+def check_ways(
+    experiment: Experiment,
+    masks: Mapping[str, Masks],
+    able: Mapping[str, Mapping[str, int]],
+    overlap: float,
+) -> None:
+    """Check what the chapter says of captions written under masks of some kinds.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where checks are written.
+    masks : mapping of str to Masks
+        The masks by kind, each without 30 % of the weights.
+    able : mapping of str to mapping
+        How many captions name a factor, by kind and for "no mask".
+    overlap : float
+        The overlap of the masks of pictures and words.
+    """
+    dropped = [1 - mask.density for mask in masks.values()]
+    share = shares_of(able, "no mask")
+    statements = {
+        "each mask drops 30 % of the weights": np.allclose(dropped, 0.3, atol=0.01),
+        "random weights keep no caption alive": share["random"] < 0.1,
+        "the largest weights keep some": 0.1 < share["magnitude"] < 0.6,
+        "the mask of pictures does hardly better than size": (
+            abs(share["image"] - share["magnitude"]) < 0.2
+        ),
+        "the mask of words does much better than that of pictures": (
+            share["text"] > share["image"] + 0.2
+        ),
+        "pictures added to words change little": (
+            abs(share["image and text"] - share["text"]) < 0.15
+        ),
+        "masks of pictures and words share most weights at 30 % sparsity": overlap > 0.7,
+    }
+    for statement, holds in statements.items():
+        experiment.check(statement, holds)
 
 
 def _independent(

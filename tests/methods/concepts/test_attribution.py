@@ -6,8 +6,8 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from tests.support.mentions import ANSWERS, FIRST, PROMPT, WORDS, pictures
 from tests.support.tiny import PICTURE, lively, tiny_llava
 from tests.zoo.processors import save
 from xlvlms_tutorial import interventions
@@ -17,18 +17,6 @@ from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.methods.concepts.attribution import concept_heatmap, to_grid
 from xlvlms_tutorial.methods.concepts.base import Dictionary
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.samples import Sample
-
-PROMPT = "Describe the picture ."
-ANSWERS = [
-    "a woman in the grass",
-    "red",
-    "the grass is blue",
-    "there is a woman",
-    "a red key on the grass",
-]
-WORDS = ("woman", "red", "grass")
-FIRST = [1, 0, 1, 3, 1]  # the first of these words in each answer
 
 
 class Projections(Dictionary):
@@ -43,11 +31,6 @@ class Projections(Dictionary):
 
     def _encode(self, A):
         return torch.tanh(A @ torch.as_tensor(self.components_).to(A).T / 50)
-
-
-def pictures(n, size=(32, 32)):
-    noise = np.random.default_rng(1).integers(0, 255, (n, *size, 3), dtype=np.uint8)
-    return [Sample(f"s{k}", Image.fromarray(picture)) for k, picture in enumerate(noise)]
 
 
 @pytest.fixture

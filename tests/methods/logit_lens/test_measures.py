@@ -500,5 +500,5 @@ def test_the_benchmark_measures_what_gives_the_same_numbers():
     )
     report = Report("trial", Options(repeats=2, quick=True))
     benchmark.about(report, subject, 80, 20, 8)
-    assert len(report.promises) == 9
+    assert len(report.promises) == 11
     assert all(finding.holds for finding in report.promises if "memory, in GB" in finding.label)

@@ -443,7 +443,7 @@ def test_passes_that_start_at_a_layer_are_those_from_the_beginning(vlm, samples,
     fast = [
         layer_importance(vlm, inputs, prompt=PROMPT, batch_size=3) for inputs in (samples, TEXTS)
     ]
-    monkeypatch.setattr(module, "_resumable", lambda vlm, batch: False)
+    monkeypatch.setattr(module, "resumable", lambda vlm, batch: False)
     for table, inputs in zip(fast, (samples, TEXTS), strict=True):
         assert np.allclose(
             table["loss"],
@@ -559,7 +559,7 @@ def test_greedy_takes_the_least_loss_each_time(vlm, samples):
 
 def test_effects_where_blocks_share_more_than_the_stream():
     example = case("mllama")  # its blocks of cross-attention are left out without a picture
-    assert not module._resumable(example.vlm, example.batch)
+    assert not module.resumable(example.vlm, example.batch)
 
 
 @pytest.mark.parametrize("progress", [True, False])

@@ -130,7 +130,7 @@ def concept_heatmap(
     means = _means(vlm, batches(vlm, samples, prompt, batch_size=batch_size))
     parts = []
     for batch in batches(vlm, samples, prompt, answers, batch_size=batch_size):
-        prefix, mask = _up_to_words(vlm, batch, words, side)
+        prefix, mask = up_to_words(vlm, batch, words, side)
         states = _occluded(vlm, prefix, mask, layer, means)
         n_passes, n_rows = states.shape[:2]
         all_codes = torch.as_tensor(dictionary.transform(states.flatten(0, 1)))
@@ -207,7 +207,7 @@ def _check(
         )
 
 
-def _image_mask(vlm: VLM, batch: Batch, expected: int | None = None) -> Bool[Tensor, "b t"]:
+def image_mask(vlm: VLM, batch: Batch, expected: int | None = None) -> Bool[Tensor, "b t"]:
     """Mask of the image tokens of a batch, the same number in each row.
 
     The number is ``expected``, or by default that of the first row.
@@ -229,7 +229,7 @@ def _means(vlm: VLM, inputs: Iterator[Batch]) -> Float[Tensor, "t d"]:
     total = None
     n = 0
     for batch in inputs:
-        mask = _image_mask(vlm, batch, None if total is None else len(total))
+        mask = image_mask(vlm, batch, None if total is None else len(total))
         (states,) = read(vlm, batch, 0, positions=mask, dtype=torch.float32).values()
         batch_total = states.reshape(len(mask), -1, states.shape[-1]).sum(
             dim=0, dtype=torch.float64
@@ -239,7 +239,7 @@ def _means(vlm: VLM, inputs: Iterator[Batch]) -> Float[Tensor, "t d"]:
     return (total / n).float()
 
 
-def _up_to_words(
+def up_to_words(
     vlm: VLM, batch: Batch, words: tuple[str, ...], side: str
 ) -> tuple[Batch, Bool[Tensor, "b t"]]:
     """The batch up to the last token of interest, and the mask of that token in each row.
@@ -277,7 +277,7 @@ def _occluded(
 
     The vision tower runs once.
     """
-    image = _image_mask(vlm, batch, len(means))
+    image = image_mask(vlm, batch, len(means))
     number = image.cumsum(dim=1)  # of each image token within its row, from 1
     run = Resumable(vlm, batch)
     states = [run.read(layer, mask, dtype=torch.float32)]

@@ -128,14 +128,20 @@ def load_released(path: str | os.PathLike[str]) -> ReleasedConnector:
 
     Examples
     --------
+    A file in that form, made on the spot:
+
     >>> import tempfile, torch
-    >>> from xlvlms_tutorial.methods.connectors import load_released
-    >>> weights = {"connector.0.gate": torch.zeros(1)}
+    >>> from xlvlms_tutorial.methods.connectors import QueryConnector, load_released
+    >>> theirs = {"queries": "const", "blocks": "trans", "out": "proj"}
+    >>> weights = {}
+    >>> for name, weight in QueryConnector(32, 48, 4, 16, n_blocks=1).state_dict().items():
+    ...     part, dot, rest = name.partition(".")
+    ...     weights[f"connector.0.{theirs.get(part, part)}{dot}{rest}"] = weight
     >>> with tempfile.NamedTemporaryFile(suffix=".pth") as file:
-    ...     torch.save({"model": weights}, file.name)
-    ...     load_released(file.name)
-    Traceback (most recent call last):
-    xlvlms_tutorial.errors.LoadError: the connector of ... has the weight 'gate', ...
+    ...     torch.save({"model": weights, "epoch": 3}, file.name)
+    ...     released = load_released(file.name)
+    >>> released.epoch, released.connector(torch.zeros(2, 9, 32)).shape
+    (3, torch.Size([2, 4, 48]))
     """
     content = _read(Path(path))
     weights = content.get("model", content)

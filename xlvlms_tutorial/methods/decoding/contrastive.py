@@ -275,7 +275,7 @@ def distorted(batch: Batch, noise: float = 0.5, seed: int = 0) -> Batch:
         "give a picture with each text, or contrast with another instruction (ICD)",
     )
     result = Batch(dict(batch))
-    result.spans = batch.spans
+    result.spans, result.numbers, result.single = batch.spans, batch.numbers, batch.single
     n_texts = len(batch["input_ids"])
     for name in names:
         pixels = batch[name]

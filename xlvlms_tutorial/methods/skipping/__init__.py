@@ -13,6 +13,7 @@ from xlvlms_tutorial.methods.skipping.importance import (
     rank_by_similarity,
 )
 from xlvlms_tutorial.methods.skipping.plans import SkipPlan, every_nth_layer
+from xlvlms_tutorial.methods.skipping.redundancy import layer_redundancy
 
 __all__ = [
     "SkipPlan",
@@ -20,6 +21,7 @@ __all__ = [
     "every_nth_layer",
     "greedy_layer_order",
     "layer_importance",
+    "layer_redundancy",
     "random_layers",
     "rank_by_similarity",
 ]

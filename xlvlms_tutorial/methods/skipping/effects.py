@@ -246,7 +246,7 @@ class _Losses:
         inputs = list(batches(vlm, samples, prompt, texts, batch_size=batch_size))
         first_texts = None if texts is None else texts[:2]
         trial = next(batches(vlm, samples[:2], prompt, first_texts))
-        resumes = _resumable(vlm, trial)
+        resumes = resumable(vlm, trial)
         self.passes = [_Pass(vlm, batch, resumes) for batch in inputs]
         self.n = sum(len(run.targets) for run in self.passes)
         self.dense = sum(self._loss(run, frozenset()) for run in self.passes) / self.n
@@ -322,10 +322,10 @@ class _Pass(Resumable):
         return total
 
 
-def _resumable(vlm: VLM, batch: Batch) -> bool:
-    """Whether passes that start at each layer end as those from the beginning.
+def resumable(vlm: VLM, batch: Batch) -> bool:
+    """Tell whether passes that start at each layer end as those from the beginning.
 
-    Not where blocks share more than the residual stream.
+    Not where blocks share more than the residual stream. It is tried on ``batch`` once a model.
     """
     if vlm.active or any(vlm.folded.values()) or anatomy.crossing(vlm.model):
         return False

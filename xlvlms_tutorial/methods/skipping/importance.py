@@ -132,6 +132,8 @@ def block_similarity(
     (['layer', 'span', 'similarity', 'n'], 30)
     """
     names = check_spans(span if isinstance(span, str) else tuple(span))
+    if numbered := [name for name in names if name not in SPANS]:
+        raise SpanError(numbered[0], "similarity is that of all of a kind", SPANS)
     sums = torch.zeros(vlm.n_layers, len(SPANS), dtype=torch.float64)
     counts = torch.zeros_like(sums)
     inputs = batches(
