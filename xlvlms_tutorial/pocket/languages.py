@@ -44,6 +44,8 @@ class LanguageModel:
         The same in Jinja.
     stops : tuple of str
         The tokens that end an answer; the first also pads.
+    numbers : int
+        Weights, where they are so many that memory is asked before they are read; else 0.
     """
 
     folder: Callable[[], Path]
@@ -53,6 +55,7 @@ class LanguageModel:
     answer: str
     chat_template: str
     stops: tuple[str, ...]
+    numbers: int = 0
 
 
 _RESERVED, _UNUSED = "<reponame>", "<unused0>"
@@ -88,5 +91,6 @@ LANGUAGES = {
             GO="{{ '\\n' }}Answer:",
         ),
         ("<eos>", "\n"),
+        268_098_176,
     ),
 }

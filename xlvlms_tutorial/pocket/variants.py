@@ -1,6 +1,6 @@
-"""List the embedded models: one frozen language model behind several connectors.
+"""List the embedded models: a frozen language model behind several connectors.
 
-Trained for one modality, for all three, or for other encoders.
+Trained for one modality, for all three, for other encoders, or for a second language model.
 """
 
 from dataclasses import dataclass
@@ -55,4 +55,6 @@ VARIANTS = {
     "pocket-llava-skipped": Variant("skipped"),
     "pocket-llava-pruned": Variant("pruned"),
     "pocket-llava-short": Variant("short"),
+    # the same tower before Gemma 3 270M, whose weights have terms of their own: only by name
+    "pocket-gemma": Variant("gemma", language="gemma"),
 }
