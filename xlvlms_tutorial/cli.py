@@ -488,7 +488,11 @@ def _cache(lacking: list[str]) -> list[tuple[str, str]]:
         conversion = "missing; xlvlms fetch makes it"
     else:
         conversion = "there"
-    return [("cache folder", str(assets.cache_dir())), (assets.CONVERSION, conversion)]
+    return [
+        ("cache folder", str(assets.cache_dir())),
+        (assets.CONVERSION, conversion),
+        ("Gemma 3 270M (on request)", assets.gemma_status()),
+    ]
 
 
 def _processor() -> list[tuple[str, str]]:

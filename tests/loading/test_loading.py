@@ -808,7 +808,7 @@ def test_each_embedded_model_is_built_by_its_name(pocket, name):
 def test_an_unknown_name_lists_the_embedded_models():
     with pytest.raises(
         LoadError,
-        match="pocket-llava or pocket-llava-video or .*pocket-llava-short, a folder",
+        match="pocket-llava or pocket-llava-video or .*pocket-gemma, a folder",
     ):
         load("pocket-llava-smell")
 

@@ -260,6 +260,30 @@ def test_gemma_norms_the_attentions_output_under_the_name_of_the_second_norm(mod
     )
 
 
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_what_attention_and_mlp_add_leads_from_layer_to_layer(models, name):
+    block = anatomy.decoder_blocks(models[name])[0]
+    read, hooks = {}, []
+    for where in ("attn_out", "resid_mid", "mlp_out"):
+        site = anatomy.site(block, where)
+
+        def keep(module, args, output, where=where, side=site.side):
+            read[where] = output if side == "output" else args[0]
+
+        hooks.append(site.module.register_forward_hook(keep))
+    hooks.append(
+        block.register_forward_hook(lambda _, args, out: read.update(start=args[0], end=out))
+    )
+    ids = torch.arange(5, 12)[None]
+    with torch.no_grad():
+        models[name](input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    first = {where: part[0] if isinstance(part, tuple) else part for where, part in read.items()}
+    torch.testing.assert_close(first["start"] + first["attn_out"], first["resid_mid"])
+    torch.testing.assert_close(first["resid_mid"] + first["mlp_out"], first["end"])
+
+
 def test_an_opt_block_keeps_its_mlp_in_two_maps(models):
     block = anatomy.decoder_blocks(models["blip2"])[0]
     assert (anatomy.mlp(block), anatomy.mlp_entry(block), anatomy.mlp_exit(block)) == (
@@ -353,7 +377,9 @@ def test_a_mixture_of_experts_has_no_single_last_map():
 def test_experts_beside_an_mlp_are_skipped_and_read_together_and_never_by_half(models):
     block = anatomy.decoder_blocks(models["gemma4_moe"])[0]
     assert anatomy.mlp_parts(block) == [block.mlp, block.experts]
-    assert anatomy.site(block, "mlp_out") == anatomy.Site(block.post_feedforward_layernorm, "input")
+    assert anatomy.site(block, "mlp_out") == anatomy.Site(
+        block.post_feedforward_layernorm, "output"
+    )
     assert {block.mlp, block.experts, block.router} <= set(
         anatomy.parts(models["gemma4_moe"])["mlp"]
     )

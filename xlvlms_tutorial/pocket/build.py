@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import (
     AutoConfig,
@@ -18,23 +19,17 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from xlvlms_tutorial.errors import unknown_revision
+from xlvlms_tutorial.errors import LoadError, unknown_revision
 from xlvlms_tutorial.io import load_tensors, read_json, save_tensors
-from xlvlms_tutorial.pocket.assets import language_model_folder
 from xlvlms_tutorial.pocket.encoders import ENCODERS, WEIGHTS, tower_state
+from xlvlms_tutorial.pocket.languages import LANGUAGES, LanguageModel
 from xlvlms_tutorial.pocket.linear import use_onednn
 from xlvlms_tutorial.pocket.processor import PocketProcessor
 from xlvlms_tutorial.pocket.tower import TowerConfig
 from xlvlms_tutorial.pocket.variants import VARIANTS, Variant
 
-PLACEHOLDER = "<reponame>"  # a special token SmolLM2 never uses: no embedding has to be resized
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}{% if part['type'] in ('image', 'video', 'audio') %}"
-    + PLACEHOLDER
-    + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+SMOLLM2 = LANGUAGES["smollm2"]
+PLACEHOLDER = SMOLLM2.placeholder
 
 
 def revisions(run: str = "image") -> list[str]:
@@ -139,13 +134,15 @@ def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], f
     save_tensors(file, stored, metadata)
 
 
-def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig:
+def pocket_config(
+    folder: Path, tower: TowerConfig | None = None, language: LanguageModel = SMOLLM2
+) -> LlavaConfig:
     """Return LLaVA's configuration around the language model in ``folder`` and the tower."""
     tower = tower or TowerConfig()
     return LlavaConfig(
         vision_config=tower,
         text_config=AutoConfig.from_pretrained(folder),
-        image_token_index=_placeholder(folder),
+        image_token_index=_placeholder(folder, language.placeholder),
         image_seq_length=tower.grid**2,
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
@@ -154,7 +151,10 @@ def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig
 
 
 def pocket_processor(
-    folder: Path, tower: TowerConfig | None = None, reads: tuple[str, ...] = ("image",)
+    folder: Path,
+    tower: TowerConfig | None = None,
+    reads: tuple[str, ...] = ("image",),
+    language: LanguageModel = SMOLLM2,
 ) -> PocketProcessor:
     """Return LLaVA's processor for the tower's pictures and the language model's words.
 
@@ -168,6 +168,8 @@ def pocket_processor(
         The shape of the tower; by default that of pocket LLaVA.
     reads : tuple of str, default ("image",)
         What the connector reads: "image", "video", "audio".
+    language : LanguageModel, optional
+        The form of its prompts; by default that of SmolLM2.
 
     Returns
     -------
@@ -185,8 +187,8 @@ def pocket_processor(
         tokenizer=tokenizer,
         patch_size=tower.patch_size,
         vision_feature_select_strategy="full",
-        image_token=PLACEHOLDER,
-        chat_template=CHAT_TEMPLATE,
+        image_token=language.placeholder,
+        chat_template=language.chat_template,
         reads=reads,
     )
     return processor
@@ -218,13 +220,20 @@ def build(
         The model, frozen.
     processor : PocketProcessor
         Its processor.
+
+    Raises
+    ------
+    LoadError
+        If too little memory is free for a large language model.
     """
-    folder = language_model_folder()
     settings = variant or VARIANTS[name]
+    language = LANGUAGES[settings.language]
+    _require_memory(name, language, dtype)
+    folder = language.folder()
     tower = ENCODERS[settings.encoder].config
-    config = pocket_config(folder, tower)
-    language, _ = load_tensors(folder / "model.safetensors")
-    state = {_weight_name(key): weight for key, weight in language.items()}
+    config = pocket_config(folder, tower, language)
+    weights, _ = load_tensors(folder / "model.safetensors")
+    state = {_weight_name(key): weight for key, weight in weights.items()}
     for key, weight in tower_state(settings.encoder).items():
         state[f"model.vision_tower.{key}"] = weight
     if variant is None:
@@ -234,11 +243,25 @@ def build(
         model = LlavaForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype
         )
-    model.generation_config.eos_token_id = model.generation_config.pad_token_id = (
-        config.text_config.eos_token_id
-    )
+    processor = pocket_processor(folder, tower, settings.reads, language)
+    stops = processor.tokenizer.convert_tokens_to_ids(list(language.stops))
+    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model = use_onednn(model).eval().requires_grad_(False)
-    return model, pocket_processor(folder, tower, settings.reads)
+    return model, processor
+
+
+def _require_memory(name: str, language: LanguageModel, dtype: torch.dtype) -> None:
+    """Refuse a language model that would not fit, before it is fetched or read."""
+    # the stored weights, in two bytes each, stand beside those of the model for a moment
+    needed = language.numbers * (2 + dtype.itemsize)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise LoadError(
+            f"{name} in {str(dtype).removeprefix('torch.')} takes {needed / 1e6:,.0f} MB of "
+            f"memory, and {free / 1e6:,.0f} MB are free",
+            "close other programs, or load it in bfloat16 (smaller), or 'pocket-llava'",
+        )
 
 
 @contextmanager
@@ -264,6 +287,6 @@ def _weight_name(name: str) -> str:
 
 
 @cache
-def _placeholder(folder: Path) -> int:
+def _placeholder(folder: Path, token: str) -> int:
     # a tokenizer takes a good part of the time in which a model is loaded
-    return AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(PLACEHOLDER)
+    return AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(token)

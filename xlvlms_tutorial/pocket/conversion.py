@@ -1,33 +1,65 @@
-"""Convert SmolLM2 from its GGUF to a folder that ``from_pretrained`` reads in a moment.
+"""Convert a language model from its GGUF to a folder that ``from_pretrained`` reads in a moment.
 
 Parsing the GGUF takes half a minute each time.
 """
 
 import importlib.metadata
 import os
+import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import not_converted
+from xlvlms_tutorial.errors import damaged_file, not_converted
 from xlvlms_tutorial.io import as_json, read_json
 from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, hushed, put, quiet, say
 
-CONTEXT = 8192  # tokens SmolLM2 was trained for; its GGUF gives the tokenizer no limit
 _LIST = "files.json"
-_BYTES = 545_000_000
 _QUANTISED = ("is_quantized", "quantization_method")
+_STORED = {"float32": "F32", "bfloat16": "BF16"}
 
 
-def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
+@dataclass(frozen=True)
+class Form:
+    """How a language model is converted.
+
+    Parameters
+    ----------
+    name : str
+        What the folder's name begins with.
+    title : str
+        What messages call the model.
+    size : int
+        Bytes of the folder, and of what is needed beside it while it is made.
+    context : int
+        The longest text, in tokens; a GGUF gives the tokenizer no limit.
+    dtype : str
+        In which numbers the weights are stored. float32 holds the dequantised values as they are;
+        bfloat16 rounds them, and the model is then defined by the rounded ones.
+    """
+
+    name: str
+    title: str
+    size: int
+    context: int
+    dtype: str = "float32"
+
+
+SMOLLM2 = Form("smollm2-135m-instruct", "SmolLM2-135M-Instruct", 545_000_000, 8192)
+
+
+def converted_folder(
+    sha256: str, source: Callable[[], Path | Sequence[Path]], form: Form = SMOLLM2
+) -> Path:
     """Return the converted model's folder in the cache.
 
-    Made from ``source()`` where it is missing or damaged. The folder's name holds the GGUF's
-    ``sha256`` and transformers' version, as both decide what is written. Processes that ask at the
-    same time wait for one conversion.
+    Made from ``source()`` where it is missing or damaged: a file, or the parts of one in order. The
+    folder's name holds the GGUF's ``sha256`` and transformers' version, as both decide what is
+    written. Processes that ask at the same time wait for one conversion.
 
     Raises
     ------
@@ -36,47 +68,65 @@ def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
     AssetError
         If there is no space, or the cache folder cannot be written.
     """
-    folder = _place(sha256)
+    folder = _place(sha256, form)
     if _damage(folder) is None:
         return folder
-    file = source()
-    with building(folder, _BYTES) as build:
+    parts = source()
+    with building(folder, form.size) as build:
         fault = _damage(folder)  # another process may have built it while this one waited
         if fault is not None:
-            say(
-                f"{fault}: converting SmolLM2-135M-Instruct to safetensors "
-                f"in {folder.parent}, once."
-            )
-            convert(file, build)
+            say(f"{fault}: converting {form.title} to safetensors in {folder.parent}, once.")
+            with _whole(parts, sha256, build) as file:
+                convert(file, build, form)
             files = {path.name: [path.stat().st_size, digest(path)] for path in build.iterdir()}
             (build / _LIST).write_text(as_json(files), encoding="utf-8")
             put(build, folder)
     return folder
 
 
-def is_converted(sha256: str) -> bool:
+def is_converted(sha256: str, form: Form = SMOLLM2) -> bool:
     """Whether the converted model is there, whole."""
-    return _damage(_place(sha256)) is None
+    return _damage(_place(sha256, form)) is None
 
 
-def _place(sha256: str) -> Path:
-    return cache_dir() / (
-        f"smollm2-135m-instruct-{sha256[:12]}"
-        f"-transformers-{importlib.metadata.version('transformers')}"
-    )
+def _place(sha256: str, form: Form = SMOLLM2) -> Path:
+    release = importlib.metadata.version("transformers")
+    return cache_dir() / f"{form.name}-{sha256[:12]}-transformers-{release}"
 
 
-def convert(source: Path, target: Path) -> None:
-    """Write model and tokenizer of a Llama-like GGUF into ``target`` as dense float32 safetensors.
+@contextmanager
+def _whole(parts: Path | Sequence[Path], sha256: str, build: Path) -> Iterator[Path]:
+    """One file from its parts, below the folder that is being built, and gone afterwards."""
+    if isinstance(parts, Path):
+        yield parts
+        return
+    file = build / "joined.gguf"
+    with file.open("wb") as joined:
+        for part in parts:
+            with part.open("rb") as stream:
+                shutil.copyfileobj(stream, joined, 1 << 20)
+    actual = digest(file)
+    if actual != sha256:
+        raise damaged_file(
+            f"what {parts[0].name} and its parts make", sha256, actual, "xlvlms fetch"
+        )
+    try:
+        yield file
+    finally:
+        file.unlink()
 
-    float32, because nothing shorter holds the dequantised values: bfloat16 changes 82 %
-    of SmolLM2's weights and float16 48 %. Rounded weights would make "float32" results
-    depend on the way they were stored.
+
+def convert(source: Path, target: Path, form: Form = SMOLLM2) -> None:
+    """Write model and tokenizer of a GGUF into ``target`` as dense safetensors.
+
+    SmolLM2 in float32, because nothing shorter holds the dequantised values: bfloat16 changes 82 %
+    of its weights and float16 48 %. Rounded weights would make "float32" results depend on the way
+    they were stored.
 
     Raises
     ------
     LoadError
-        If the written weights are not dense float32 of the model's shapes.
+        If the written weights are not dense and of the model's shapes.
     """
     import torch  # these imports are slow, and needed once
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -87,11 +137,11 @@ def convert(source: Path, target: Path) -> None:
         tqdm(total=3, desc="reading the tokenizer", unit="step", disable=quiet()) as bar,
     ):
         AutoTokenizer.from_pretrained(
-            folder, gguf_file=source.name, model_max_length=CONTEXT
+            folder, gguf_file=source.name, model_max_length=form.context
         ).save_pretrained(target)
         _next_step(bar, "reading the weights")
         model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=source.name, dtype=torch.float32
+            folder, gguf_file=source.name, dtype=getattr(torch, form.dtype)
         )
         _next_step(bar, "writing the weights")
         _forget_quantisation(model).save_pretrained(target, max_shard_size="2GB")
@@ -99,6 +149,7 @@ def convert(source: Path, target: Path) -> None:
             target / "model.safetensors",
             {name: tuple(weight.shape) for name, weight in model.named_parameters()},
             source,
+            _STORED[form.dtype],
         )
         _next_step(bar, "done")
     # written for its owner only, but a cache may be shared
@@ -139,7 +190,7 @@ def _forget_quantisation(model: object) -> object:
     return model
 
 
-def _check(file: Path, shapes: dict[str, tuple[int, ...]], source: Path) -> None:
+def _check(file: Path, shapes: dict[str, tuple[int, ...]], source: Path, kind: str) -> None:
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as stored:
@@ -148,7 +199,7 @@ def _check(file: Path, shapes: dict[str, tuple[int, ...]], source: Path) -> None
             part = stored.get_slice(name)
             written[name] = (tuple(part.get_shape()), part.get_dtype())
     # tied weights are one parameter, stored once
-    expected = {name: (shape, "F32") for name, shape in shapes.items()}
+    expected = {name: (shape, kind) for name, shape in shapes.items()}
     for name in sorted(expected.keys() | written.keys()):
         if expected.get(name) != written.get(name):
             raise not_converted(

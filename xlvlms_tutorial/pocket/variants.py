@@ -1,6 +1,6 @@
-"""List the embedded models: one frozen language model behind several connectors.
+"""List the embedded models: a frozen language model behind several connectors.
 
-Trained for one modality, for all three, or for other encoders.
+Trained for one modality, for all three, for other encoders, or for a second language model.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ class Variant:
         The vision encoder before it.
     reads : tuple of str, default ("image",)
         What it was trained to read: "image", "video", "audio".
+    language : str, default "smollm2"
+        The language model behind it: "smollm2" or "gemma".
 
     Examples
     --------
@@ -31,6 +33,7 @@ class Variant:
     run: str
     encoder: str = "lite0"
     reads: tuple[str, ...] = ("image",)
+    language: str = "smollm2"
 
 
 # The embedded models by the names that load takes.
@@ -52,4 +55,6 @@ VARIANTS = {
     "pocket-llava-skipped": Variant("skipped"),
     "pocket-llava-pruned": Variant("pruned"),
     "pocket-llava-short": Variant("short"),
+    # the same tower before Gemma 3 270M, whose weights have terms of their own: only by name
+    "pocket-gemma": Variant("gemma", language="gemma"),
 }

@@ -7,7 +7,7 @@ resume a killed run; the record beside the weights says how they were made.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.models.loop import optimise, warmup_cosine
+from xlvlms_tutorial.pocket.languages import LANGUAGES, LanguageModel
 
 SAVE_EVERY = 50  # steps between checkpoints that resume
 
@@ -84,7 +85,13 @@ class Packed:
     mask: Bool[Tensor, "b 1 t t"]
 
 
-def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_image: int) -> Packed:
+def pack(
+    dialogues: Sequence[Dialogue],
+    tokenizer: object,
+    image_id: int,
+    n_image: int,
+    language: LanguageModel = LANGUAGES["smollm2"],
+) -> Packed:
     """Pack each picture with its texts into one row.
 
     Picture first, then one branch a text, each at the positions it would have by itself.
@@ -99,6 +106,8 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_imag
         The token id of the picture's placeholder.
     n_image : int
         Visual tokens of a picture.
+    language : LanguageModel, optional
+        The form of its prompts; by default that of SmolLM2.
 
     Returns
     -------
@@ -106,9 +115,7 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_imag
         The rows, padded on the right.
     """
     encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids
-    head = encode("<|im_start|>user\n") + [image_id] * n_image
-    turn = encode("<|im_end|>\n<|im_start|>assistant\n")
-    end = encode("<|im_end|>")
+    head = encode(language.head) + [image_id] * n_image
     n_head = len(head)
     rows = []
     for dialogue in dialogues:
@@ -118,8 +125,8 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_imag
         positions = list(range(n_head))
         branch = [0] * n_head
         for number, (prompt, answer) in enumerate(dialogue, start=1):
-            question = encode(prompt) + turn
-            reply = encode(answer) + end
+            question = encode(language.question.format(prompt))
+            reply = encode(language.answer.format(answer))
             n_question = len(question)
             n_reply = len(reply)
             n_both = n_question + n_reply
@@ -264,6 +271,7 @@ def train(
     recipe: Recipe,
     folder: Path,
     export: Callable[[str], None],
+    factors: Mapping[str, float] | None = None,
 ) -> dict:
     """Train parameters of a model whose rest stays frozen, and export them at the steps to keep.
 
@@ -281,6 +289,8 @@ def train(
         The folder of checkpoints; a killed run resumes from it.
     export : callable
         It is called with "step-NNNN" at the steps to keep.
+    factors : mapping of str to float, optional
+        How many times the rate some parameters get, by name.
 
     Returns
     -------
@@ -308,6 +318,7 @@ def train(
         at_step=export_some,
         folder=folder,
         keep_at={*range(SAVE_EVERY, recipe.steps, SAVE_EVERY), recipe.steps},
+        factors=factors,
         desc="train",
     )
     for row in history:

@@ -32,6 +32,7 @@ from xlvlms_tutorial.training.segmenter import train_segmenter
 # How many samples of which datasets each run is measured on.
 MEASURED_ON = {
     "image": {"scenes": 500, "composition": 200},
+    "gemma": {"scenes": 500, "composition": 200},
     "image-1": {"scenes": 100},
     "image-2": {"scenes": 100},
     "video": {"clips": 120},
