@@ -3,9 +3,9 @@
  * JOB is a JSON file:
  *   kernels, manifest: files; folders: where the shards lie
  *   pictures: a file of pictures, 256 x 256 x 4 bytes each; vectors: a file of float32, 576 each
- *   asks: [{ picture, question, steer: [{ layer, strength, vector }], skip, states }], numbers into
- *         these files; states: true gives the last position's states of the prompt. An answer has
- *         its tokens as ids and its text
+ *   asks: [{ picture, question, steer: [{ layer, strength, vector }], skip, states, answer }], with
+ *         numbers into these files; states: true gives the last position's states of the prompt.
+ *         An answer has its tokens as ids and its text, unless answer is false
  *   texts: texts to encode and decode; scenes: scenes to draw (scene.js) from `atlas`
  *   damage: a tensor whose blocks are changed after loading, to see that the check can fail
  *   spoil: "once" or "always": the second shard arrives changed
@@ -49,7 +49,8 @@ async function answers(job, model, words) {
   const pictures = fs.readFileSync(job.pictures);
   const vectors = job.vectors ? floats(job.vectors) : null;
   const results = [];
-  for (const { picture, question, steer = [], skip = [], states = false } of job.asks) {
+  for (const ask of job.asks) {
+    const { picture, question, steer = [], skip = [], states = false, answer = true } = ask;
     const seen = page.see(model, pictures.subarray(picture * PIXELS, (picture + 1) * PIXELS));
     const vector = (n) => vectors.subarray(n * page.WIDTH, (n + 1) * page.WIDTH);
     const change = {
@@ -63,8 +64,11 @@ async function answers(job, model, words) {
       model.forward(prompt.length, 0, change);
       Object.assign(result, { prompt, seen: base64(seen), states: base64(model.lastStates()) });
     }
-    const { ids } = await model.answer(words.prompt(question), seen, change);
-    results.push({ ...result, ids, text: words.decode(ids).trim() });
+    if (answer) {
+      const { ids } = await model.answer(words.prompt(question), seen, change);
+      Object.assign(result, { ids, text: words.decode(ids).trim() });
+    }
+    results.push(result);
   }
   return results;
 }

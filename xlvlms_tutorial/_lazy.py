@@ -32,9 +32,9 @@ def lazy_attributes(package: str) -> tuple[Callable[[str], object], Callable[[],
     def get(name: str) -> object:
         if name.startswith("__") or name not in homes():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module, there = homes()[name]
+        module, attribute = homes()[name]
         if module == package:
-            return import_module(f"{package}.{there}")
-        return getattr(import_module(module), there)
+            return import_module(f"{package}.{attribute}")
+        return getattr(import_module(module), attribute)
 
     return get, lambda: sorted({*vars(import_module(package)), *homes()})

@@ -178,7 +178,10 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples and of the bootstrap.")] = 0,
     json: JsonOption = None,
 ) -> None:
-    """Caption attributes, answers by type and presence questions, as values with 95 % intervals."""
+    """Caption attributes, answers by type and presence questions, as values with 95 % intervals.
+
+    A model answers on n samples of a dataset; seed draws them, and json writes the report.
+    """
     from xlvlms_tutorial.data import load_samples
     from xlvlms_tutorial.evaluation import evaluate as run
     from xlvlms_tutorial.loading import load
@@ -228,7 +231,8 @@ def run(
     Exit code 0, 1 (it failed), 2 (wrong input). Values are spelled as in YAML, and the
     chapter's default says what a word means: 1e-3 is a number where the default is one, no
     and 3 are text where it is text. What YAML would read as something else, such as a
-    comment or a list, goes into quotes.
+    comment or a list, goes into quotes. Each parameter is given by itself; out is the folder
+    of results, and chapters that of the pages.
 
     For example: xlvlms run outside -p model=llava-hf/llava-1.5-7b-hf
     -p dataset=coco -p n_samples=200
@@ -278,7 +282,7 @@ def reproduce(
         ),
     ] = None,
     chapters: ChaptersOption = None,
-    dry_run: Annotated[
+    dry: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and say what would run.")
     ] = False,
 ) -> None:
@@ -286,19 +290,23 @@ def reproduce(
 
     Exit code 0: all runs are done; 1: some are not, see the report; 2: wrong
     input, and nothing was started.
+
+    The file of experiments says what is run; the profile, with cores and gpus, says where.
+    Results go to the folder out, pages come from the folder chapters, and a dry run only
+    checks.
     """
     _require("papermill", "jupytext", "ipykernel", "snakemake")
     from xlvlms_tutorial.batch import batch
     from xlvlms_tutorial.io import build_folder
     from xlvlms_tutorial.pocket.variants import VARIANTS
 
-    options = batch.Options(profile, cores, gpus, Path(chapters) if chapters else None, dry_run)
+    options = batch.Options(profile, cores, gpus, Path(chapters) if chapters else None, dry)
     folder = Path(out) if out else build_folder() / "reproduce"
     gathered = batch.reproduce(
         experiments or batch.EXPERIMENTS, folder, options, tuple(VARIANTS), say=typer.echo
     )
     done = f"{gathered.count('done')} of {len(gathered.states)} runs done"
-    if dry_run:
+    if dry:
         typer.echo(f"{done}; no results written (dry run)")
         return
     for name, problem in gathered.problems.items():
@@ -325,7 +333,10 @@ def claims(
         ),
     ] = None,
 ) -> None:
-    """Every published claim with its verdict on each model that was measured."""
+    """Every published claim with its verdict on each model that was measured.
+
+    Records come from a folder and from the results of batches or runs; json writes them all.
+    """
     from xlvlms_tutorial.claims.claims import CLAIMS, merge
     from xlvlms_tutorial.claims.headlines import as_content, write_claims
     from xlvlms_tutorial.io import as_json

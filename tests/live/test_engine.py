@@ -66,7 +66,8 @@ def output(weights, samples, states):
         {"picture": 2, "question": DESCRIBE, "skip": [20]},
     ]
     vector = states[1, LAYER] - states[0, LAYER]
-    return engine(weights, samples, asks, [vector], texts=[*TEXTS, *samples[0].captions])
+    texts = [*TEXTS, *samples[0].captions]
+    return engine(weights, samples, asks, [vector], texts=texts, spoil="once")
 
 
 def test_plain_steered_and_skipped_answers_are_pytorchs(vlm, samples, states, output):
@@ -101,13 +102,12 @@ def test_tokens_are_the_tokenizers_and_come_back_as_text(vlm, samples, output):
 
 
 def test_a_changed_block_is_out_of_the_tolerance(weights, samples, states):
-    ask = {"picture": 0, "question": DESCRIBE, "states": True}
+    ask = {"picture": 0, "question": DESCRIBE, "states": True, "answer": False}
     (answer,) = engine(weights, samples, [ask], damage="20.down")["answers"]
     assert check.deviations(node.floats(answer["states"]), states[0]).max() > check.TOLERANCE
 
 
-def test_a_shard_that_arrives_changed_is_fetched_again(weights, samples):
-    output = engine(weights, samples, [], spoil="once")
+def test_a_shard_that_arrives_changed_is_fetched_again(weights, output):
     assert output["fetched"][:3] == [0, 1, 1]
     assert len(output["fetched"]) == len(weights[0]["shards"]) + 1
 

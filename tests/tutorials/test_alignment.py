@@ -10,8 +10,9 @@ import torch
 from xlvlms_tutorial import load_samples
 from xlvlms_tutorial.activations import Activations
 from xlvlms_tutorial.errors import InputError
+from xlvlms_tutorial.metrics import Estimate
 from xlvlms_tutorial.models import SITES
-from xlvlms_tutorial.tutorials import alignment
+from xlvlms_tutorial.tutorials import Experiment, alignment
 from xlvlms_tutorial.view import plots
 
 N, D = 8, 16
@@ -150,3 +151,83 @@ def test_a_map_has_a_point_for_each_sample_and_role(kinds):
     ax = alignment.draw_map(kinds, 0, Corner(), legend=False)
     assert len(ax.collections[0].get_offsets()) == 4 * N
     plots.png(ax.figure)
+
+
+def outcomes(check, *arguments):
+    """Return whether each sentence holds that a function writes down."""
+    experiment, holds = Experiment("alignment", "tiny", "scenes"), []
+    experiment.check = lambda statement, value: holds.append(bool(value))
+    check(experiment, *arguments)
+    return holds
+
+
+def test_neighbours_of_sounds_words_do_not_count():
+    shares = pd.DataFrame(
+        {"image P": [1.0, 0.95], "image T": [0.5, 0.8], "audio P": 1.0, "audio T": [0.9, 0.1]}
+    )
+    assert outcomes(alignment.check_neighbours, shares) == [True, True]
+    shares.loc[1, "image T"], shares.loc[0, "audio P"] = 0.65, 0.85
+    assert outcomes(alignment.check_neighbours, shares) == [False, False]
+
+
+def test_the_order_of_cosines_needs_a_margin_for_p_and_for_t():
+    means = {"P with T": 0.1, "P, two modalities": 0.5, "P, one modality": 0.9}
+    means |= {"T, two modalities": 0.6, "T, one modality": 0.8}
+    assert outcomes(alignment.check_order, pd.DataFrame([means])) == [True]
+    narrow = means | {"T, one modality": 0.64}
+    assert outcomes(alignment.check_order, pd.DataFrame([narrow])) == [False]
+    single = {name: value for name, value in means.items() if "two" not in name}
+    assert outcomes(alignment.check_order, pd.DataFrame([single])) == [False]
+
+
+def test_sentences_about_relatives_follow_the_distances():
+    rows = {
+        "same pictures, another run": [0.4, 0.4, 0.4, 0.4],
+        "pictures and clips, own connectors": [0.05] * 4,
+        "pictures and sounds, own connectors": [0.2, 0.3, 0.5, 0.6],
+        "pictures and sounds, joint connector": [0.06, 0.2, 0.35, 0.4],
+        "frames of clips, same connector": [0.01, -0.01, 0.0, 0.0],
+        "pictures and clips, joint connector": [0.05, 0.01, 0.0, 0.0],
+    }
+    apart = pd.DataFrame(rows).T
+    assert outcomes(alignment.check_relatives, apart) == [True] * 6
+    apart.loc["pictures and sounds, joint connector", 3] = 0.3
+    apart.loc["frames of clips, same connector", 1] = -0.03
+    assert outcomes(alignment.check_relatives, apart) == [True, True, True, False, False, True]
+
+
+def test_sentences_about_turns_follow_the_profiles():
+    def profile(cosines, level):
+        return pd.DataFrame({"value": cosines, "rival": level, "to": range(1, 11)})
+
+    middle = [0.9] * 7
+    late = profile([*middle, 0.1, 0.1, 0.1], 0.2)
+    steps = {"image P": late, "audio P": late.assign(rival=0.5)}
+    steps["image T"] = profile([0.1, 0.2, 0.2, *middle], 0.1)
+    effects = {"image": Estimate(0.5, 0.4, 0.6, 9), "audio": Estimate(0.2, 0.1, 0.3, 9)}
+    against_all = Estimate(0.7, 0.6, 0.8, 9)
+    assert outcomes(alignment.check_turns, steps, effects, against_all, 10) == [True] * 3
+    steps["audio P"] = profile([0.1, 0.1, 0.1, *middle], 0.1)
+    weak = Estimate(0.5, 0.4, 0.6, 9)
+    assert outcomes(alignment.check_turns, steps, effects, weak, 10) == [False] * 3
+
+
+def test_sentences_about_the_search_follow_the_hits():
+    hits = pd.DataFrame(
+        {
+            "raw": [0.1, 0.3, 0.3, 0.3, 0.3],
+            "centred": [0.1, 0.9, 0.9, 0.9, 0.9],
+            "described": [0.1, 0.9, 0.9, 0.5, 0.1],
+            "behind": [0.1, 0.1, 0.1, 0.4, 0.8],
+        }
+    )
+    assert outcomes(alignment.check_search, hits, 4) == [True] * 3
+    hits.loc[0, "raw"], hits.loc[4, "described"], hits.loc[3, "centred"] = 0.4, 0.6, 0.7
+    assert outcomes(alignment.check_search, hits, 4) == [False] * 3
+
+
+def test_a_cone_of_places_needs_halves_without_one():
+    curves = pd.DataFrame({"factor": ["place", "halves"], "value": [0.2, 0.01]})
+    assert outcomes(alignment.check_factors, curves) == [True]
+    assert outcomes(alignment.check_factors, curves.assign(value=[0.2, -0.1])) == [False]
+    assert outcomes(alignment.check_factors, curves[curves["factor"] == "halves"]) == [False]

@@ -123,6 +123,48 @@ def test_tokens_are_judged_by_truth_and_by_the_model(experiment):
     assert list(blind) == ["map", "picture", "insertion", "deletion"]
 
 
+def checks(experiment, call, *tables):
+    """Return what a function writes down, by sentence."""
+    results = {}
+    experiment.check = lambda statement, holds: results.update({statement: bool(holds)})
+    call(experiment, *tables)
+    return results
+
+
+def test_sentences_about_the_protocols_follow_the_tables(experiment):
+    names = list(cam.NAMES.values())
+    published = pd.DataFrame(
+        {"overlap": 0.5, "confidence": 0.1, "entropy": 2.0}, index=[*names, "empty"]
+    )
+    published.loc["Score-CAM"] = [0.05, 0.6, 9.0]
+    alone = published.copy()
+    alone.loc["empty"] = [0.0, 0.01, 0.1]
+    sentences = checks(experiment, cam.check_protocols, published, alone)
+    assert len(sentences) == 5 and all(sentences.values())
+    published.loc["LayerCAM"] = [0.5, 0.7, 1.0]
+    alone.loc["empty", "confidence"] = 0.06
+    sentences = checks(experiment, cam.check_protocols, published, alone)
+    assert [text for text, holds in sentences.items() if not holds] == [
+        "the method that keeps the thing recognised has the highest entropy",
+        "alone, the empty map leaves nothing of the thing",
+    ]
+
+
+def test_sentences_about_tokens_follow_the_tables_and_need_the_truth(experiment):
+    summary = pd.DataFrame(
+        {"on it": [0.2, 0.5, 0.1, 0.15, 0.3], "hit": [0.5, 0.95, 0.1, 0.1, 0.7]},
+        index=["gradient", "occlusion", "rollout", "random", "attention"],
+    )
+    by_word = pd.DataFrame({("item", "subject"): [0.4], ("item", "item"): [0.2]})
+    sentences = checks(experiment, cam.check_tokens, summary, by_word)
+    assert len(sentences) == 5 and all(sentences.values())
+    summary.loc["gradient"] = [0.5, 0.65]
+    sentences = checks(experiment, cam.check_tokens, summary, by_word)
+    assert sum(sentences.values()) == 3
+    blind = checks(experiment, cam.check_tokens, summary[[]], by_word)
+    assert sum(blind.values()) == 1
+
+
 def test_words_of_a_real_model_are_scored():
     vlm = lively(tiny_llava())
     samples = [Sample(f"s{k}", torch.full((32, 32, 3), k * 90).byte().numpy()) for k in range(2)]

@@ -9,7 +9,7 @@ from xlvlms_tutorial import Activations
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.steering import SteeringVectors, concept_vectors
-from xlvlms_tutorial.tutorials import neutral_wording
+from xlvlms_tutorial.tutorials import Experiment, neutral_wording
 from xlvlms_tutorial.tutorials.neutral_wording import Wording
 
 WORDS = ["woman", "man"]
@@ -101,3 +101,46 @@ def test_effects_are_counted_on_their_half(wording):
 def test_an_unknown_way_is_refused(wording):
     with pytest.raises(InputError, match="way"):
         wording.captions("guess", 1, 1.0, [])
+
+
+def test_both_namings_of_a_person_stop_where_the_word_would_stand():
+    people = [Sample("a", None, ("A woman.",)), Sample("b", None, ("The man.",))]
+    words, sentences = neutral_wording.named_both_ways(people, ["woman", "man"], "person")
+    assert words == ["woman", "man"]
+    assert sentences[1] == "A man. A man. A man. A"
+    assert sentences[2:] == ["A person. A person. A person. A"] * 2
+
+
+def test_sentences_about_sorting_and_strengths_follow_the_numbers(wording):
+    experiment, holds = Experiment("steering-style", "tiny", "scenes"), []
+    experiment.check = lambda statement, value: holds.append(bool(value))
+    index = ["by picture", "by word"]
+    for before, after in (([0.9, 0], [0, 1]), ([0.4, 0], [1, 0])):
+        shares = pd.DataFrame({"as they are": before, "less the mean": after}, index=index)
+        neutral_wording.check_sorting(experiment, shares)
+    assert holds == [True, True, False, False]
+    holds.clear()
+    plain = ["A man."] * 3 + ["A frog."] * 3
+    neutral = ["A person."] * 3 + ["A frog."] * 3
+    neutral_wording.check_strengths(experiment, {0.0: plain, 3.0: neutral}, wording)
+    changed = [*plain[:3], "A person.", *plain[4:]]
+    neutral_wording.check_strengths(experiment, {0.0: plain, 3.0: changed}, wording)
+    assert holds == [True, True, False, False]
+
+
+def test_leads_are_recorded_against_each_baseline():
+    converted = {"by concept": [True, True, True, False], "coarse": [False] * 4}
+    converted |= {
+        "coarse, at any price": [True] * 4,
+        "coarse, same gate": [True, True, True, False],
+    }
+    converted["prompt"] = [True, False, False, False]
+    experiment = Experiment("steering-style", "tiny", "scenes")
+    neutral_wording.record_leads(experiment, converted)
+    values = {record["against"]: record["value"] for record in experiment.records}
+    assert values == {
+        "coarse vector": 0.75,
+        "coarse vector, any side effect": -0.25,
+        "coarse vector, same gate": 0,
+        "prompt": 0.5,
+    }

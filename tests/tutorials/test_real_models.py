@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -149,6 +150,17 @@ def test_tokens_are_those_of_the_genuine_processors(width, height):
             == int(grid.prod()) // 4
         )
     assert real_models.image_tokens("llava-hf/llava-1.5-7b-hf", width, height) == (336 // 14) ** 2
+
+
+def test_patches_of_idefics2_are_those_of_its_genuine_processor():
+    shape = real_models.SHAPES["HuggingFaceM4/idefics2-8b"]
+    processor = Idefics2ImageProcessorPil(do_image_splitting=True)
+    pixels = processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"]
+    _, n_parts, _, height, width = pixels.shape
+    side = shape.config["vision_config"]["patch_size"]
+    patches = n_parts * (height // side) * (width // side)
+    assert n_parts * 64 == shape.tokens(640, 480)
+    assert shape.patches == round(patches / shape.tokens(640, 480))
 
 
 def test_what_is_unknown_is_refused():

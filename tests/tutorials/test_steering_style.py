@@ -10,7 +10,7 @@ from xlvlms_tutorial import load_samples
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.steering import SteeringVectors
-from xlvlms_tutorial.tutorials import steering_style
+from xlvlms_tutorial.tutorials import Experiment, steering_style
 from xlvlms_tutorial.tutorials.steering_style import StyleStudy
 
 TIMES = ["day", "dusk", "night"]
@@ -115,3 +115,79 @@ def test_steering_returns_the_captions_of_each_strength(monkeypatch):
 def test_an_unknown_recipe_is_refused():
     with pytest.raises(InputError, match="recipe"):
         steering_style.contrast(study_of([]), "time", TIMES, "guessed")
+
+
+def outcomes(check, *arguments):
+    """Return whether each sentence holds that a function writes down."""
+    experiment, holds = Experiment("steering-style", "tiny", "scenes"), []
+    experiment.check = lambda statement, value: holds.append(bool(value))
+    check(experiment, *arguments)
+    return holds
+
+
+def test_sentences_about_usual_captions_follow_their_words():
+    words = {"place": ["sand"], "mood": ["calm"], "time": TIMES}
+    captions = ["A frog on sand at night.", "A frog on sand."]
+    assert outcomes(steering_style.check_usual, captions, words) == [True] * 3
+    captions = ["A calm frog at night.", "A frog on sand by day."]
+    assert outcomes(steering_style.check_usual, captions, words) == [False] * 3
+
+
+def test_sentences_about_the_sweep_mind_broken_captions():
+    table = pd.DataFrame(
+        {"style": ["time", "time", "mood"], "gain": [0.03, 0.2, 0.01], "broken": [0.1, 0.9, 0]}
+    )
+    assert outcomes(steering_style.check_sweep, table, 0.25) == [True, True]
+    table.loc[0, "gain"], table.loc[2, "gain"] = 0.0, 0.06
+    assert outcomes(steering_style.check_sweep, table, 0.25) == [False, False]
+
+
+def test_sentences_about_gains_are_about_the_papers_styles():
+    rows = [("time", "paired", 0.3), ("mood", "paired", 0.01), ("mood", "prompt", 0.02)]
+    rows += [("mood", "adapter", 0.1), ("colour", "adapter", 0.2)]
+    bands = pd.DataFrame(rows, columns=["style", "recipe", "value"])
+    assert outcomes(steering_style.check_gains, bands) == [True] * 3
+    bands["value"] = [0.3, 0.06, 0.07, 0.05, 0.2]
+    assert outcomes(steering_style.check_gains, bands) == [False] * 3
+
+
+def test_sentences_about_facts_follow_the_table():
+    facts = pd.DataFrame(
+        {"all facts": [0.9, 0.85, 0.5], "time, where told": [0.9, 0.9, 0.9]},
+        index=["as it is", "vector of times", "paired, colour"],
+    )
+    assert outcomes(steering_style.check_facts, facts, "time") == [True] * 3
+    facts.loc["vector of times"] = [0.9, 0.8]
+    assert outcomes(steering_style.check_facts, facts[:2], "time") == [False] * 3
+
+
+def test_moods_and_strengths_follow_the_captions():
+    samples = [pictured("A frog."), pictured("A frog.")]
+    study = study_of(samples)
+    study.__dict__["usual"] = ["A frog.", "A frog."]
+    words = {"time": TIMES, "mood": ["calm"]}
+    timed = ["A frog at night.", "A frog by day."]
+    for captions, holds in ((timed, True), (["A calm night."] * 2, False), (study.usual, False)):
+        assert outcomes(steering_style.check_moods, study, captions, words, "time") == [holds]
+    turned = {0.0: study.usual, 1.0: timed, 3.0: ["day day day day"] * 2}
+    assert outcomes(steering_style.check_strengths, turned, samples, TIMES) == [True, True]
+    whole = {0.0: timed, 1.0: study.usual, 3.0: ["A frog on a key."] * 2}
+    assert outcomes(steering_style.check_strengths, whole, samples, TIMES)[0] is False
+
+
+def test_gains_are_recorded_for_vectors_and_the_prompt_is_a_baseline():
+    study = study_of([pictured("A frog."), pictured("A frog.")])
+    study.__dict__["usual"] = ["A frog.", "A frog."]
+    answers = {
+        ("paired", "time"): ["A frog at night."] * 2,
+        ("prompt", "time"): ["A frog."] * 2,
+        ("adapter", "time"): ["Night."] * 2,
+    }
+    experiment = Experiment("steering-style", "tiny", "scenes")
+    studies = dict.fromkeys(("paired", "prompt", "adapter"), study)
+    gains = steering_style.record_gains(experiment, studies, answers, {"time": TIMES}, "time")
+    assert gains["time", "paired"].value == pytest.approx(0.25)
+    assert gains["time", "adapter"].value == 1
+    variants = [record["variant"] for record in experiment.records]
+    assert variants == ["style=time, paired", "style=time, paired, minus the prompt"]
+    assert all(record["value"] == pytest.approx(0.25) for record in experiment.records)

@@ -65,7 +65,8 @@ def ask(
     pictures : sequence of PIL.Image.Image
         Pictures of 256 x 256 pixels.
     asks : sequence of mapping
-        ``picture`` and ``question``, ``steer``, ``skip``, ``states`` as in ``live/check.js``.
+        ``picture`` and ``question``, ``steer``, ``skip``, ``states``, ``answer`` as in
+        ``live/check.js``.
     vectors : sequence of array (576,)
         What ``steer`` refers to by number.
     **more

@@ -110,16 +110,16 @@ def counterfactual_samples(
     list of (Sample, Sample)
         The scene as :func:`scene_samples` draws it, and the changed one; their layout is the same.
     """
-    drawn = scene_samples(n, split, seed)
+    originals = scene_samples(n, split, seed)
     pairs = []
-    for sample, scene in zip(drawn, world.scenes(n, split, seed), strict=True):
+    for sample, scene in zip(originals, world.scenes(n, split, seed), strict=True):
         try:
             others = world.counterfactuals(scene, factor)
         except InputError:
             continue  # an animal has no action, a rock no colour
         if others:
-            other = others[scene.layout % len(others)]
-            pairs.append((sample, _scene_sample(f"{sample.id}/{factor}", other)))
+            changed = others[scene.layout % len(others)]
+            pairs.append((sample, _scene_sample(f"{sample.id}/{factor}", changed)))
     return pairs
 
 
@@ -252,8 +252,10 @@ def truth_masks(samples: Sequence[Sample]) -> dict[str, Bool[Tensor, "n 256 256"
     parts = []
     for sample in samples:
         source = sample.source
-        known = isinstance(source, _Later) and isinstance(source.record, world.Scene)
-        require(known, f"masks of sample {sample.id!r} are not known", "give samples of 'scenes'")
+        has_scene = isinstance(source, _Later) and isinstance(source.record, world.Scene)
+        require(
+            has_scene, f"masks of sample {sample.id!r} are not known", "give samples of 'scenes'"
+        )
         masks = world.masks(source.record)
         parts.append({part: torch.from_numpy(mask) for part, mask in masks.items()})
     return {part: torch.stack([masks[part] for masks in parts]) for part in parts[0]}
@@ -293,13 +295,13 @@ def crossed_samples(
     for name, value in (("pictures", pictures), ("texts", texts)):
         require_one_of(value, _WORLDS, name)
     require_counts(n=n)
-    drawn = _WORLDS[pictures]
+    picture_world = _WORLDS[pictures]
     shared: list[tuple[object, object]] = []
     n_records = n
     while len(shared) < n:
         n_records *= 2
         shared = []
-        for record in drawn.records(n_records, split, seed):
+        for record in picture_world.records(n_records, split, seed):
             if all(_can_show(which, record) for which in _WORLDS.values()):
                 shared.append((record, _WORLDS[texts].record(**asdict(record))))
     samples = []
@@ -307,7 +309,7 @@ def crossed_samples(
         samples.append(
             Sample(
                 f"{pictures}-as-{texts}-{split}-{seed}-{k:05d}",
-                _Later(drawn.picture, record),
+                _Later(picture_world.picture, record),
                 tuple(_WORLDS[texts].captions(described)),
                 tuple(_WORLDS[texts].questions(described)),
                 _factors(record),

@@ -146,9 +146,9 @@ class _Cut:
     def _mask(
         self, source: Tensor | None, n_keys: int, states: Tensor, module: nn.Module
     ) -> Tensor | None:
-        for made in self._made:
-            if made.source is source and made.n_keys == n_keys:
-                return made.mask
+        for entry in self._made:
+            if entry.source is source and entry.n_keys == n_keys:
+                return entry.mask
         mask = self._cut(source, n_keys, states, module)
         self._made.append(_Made(source, n_keys, mask))
         return mask
@@ -168,10 +168,10 @@ class _Cut:
         if source is None:
             source = _seen(rows, first - offset, n_queries, n_keys, module, states)
         boolean = source.dtype == torch.bool
-        seen = source if boolean else source > torch.finfo(source.dtype).min
-        left = seen & ~cut
-        self._require_left(seen, left, first)
-        return left if boolean else source.masked_fill(cut, torch.finfo(source.dtype).min)
+        visible = source if boolean else source > torch.finfo(source.dtype).min
+        remaining = visible & ~cut
+        self._require_left(visible, remaining, first)
+        return remaining if boolean else source.masked_fill(cut, torch.finfo(source.dtype).min)
 
     def _columns(
         self, positions: Positions, states: Tensor, start: int, end: int
@@ -189,9 +189,9 @@ class _Cut:
         padded = nn.functional.pad(mask, (0, missing), value=on_generated(positions))
         return padded[:, start:end]
 
-    def _require_left(self, seen: Tensor, left: Tensor, first: int) -> None:
+    def _require_left(self, visible: Tensor, remaining: Tensor, first: int) -> None:
         """Refuse to leave a position that saw something without anything to attend to."""
-        emptied = (seen.any(dim=-1) & ~left.any(dim=-1)).any(dim=1)
+        emptied = (visible.any(dim=-1) & ~remaining.any(dim=-1)).any(dim=1)
         if emptied.any():
             row, query = emptied.nonzero()[0].tolist()
             raise InterventionError(
@@ -241,13 +241,13 @@ def _seen(
 
     ``first`` is the column of the first query's own key.
     """
-    seen = torch.ones(n_queries, n_keys, dtype=torch.bool, device=states.device)
+    visible = torch.ones(n_queries, n_keys, dtype=torch.bool, device=states.device)
     if n_queries > 1 and getattr(module, "is_causal", True):
-        seen = seen.tril(diagonal=first)
-    seen = seen.expand(rows, 1, n_queries, n_keys)
+        visible = visible.tril(diagonal=first)
+    visible = visible.expand(rows, 1, n_queries, n_keys)
     if module.config._attn_implementation == "sdpa":
-        return seen
+        return visible
     hidden = torch.finfo(states.dtype).min
-    return torch.zeros(seen.shape, dtype=states.dtype, device=states.device).masked_fill(
-        ~seen, hidden
+    return torch.zeros(visible.shape, dtype=states.dtype, device=states.device).masked_fill(
+        ~visible, hidden
     )

@@ -177,6 +177,7 @@ def prompt_mask(
 ) -> Bool[Tensor, "b t"]:
     """Mark checked positions in the prompts of the running batch.
 
+    The batch is the one that ``vlm`` runs now, and ``positions`` names spans or is a mask.
     ``shape`` is that of the states (b, t, ...) at hand, for inputs of an unknown batch, and
     ``device`` where the mask is wanted.
 

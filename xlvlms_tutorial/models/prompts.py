@@ -272,8 +272,8 @@ def prompt_of(
         parts += _content(turn, media if turn is turns[-1] else ["image"] * len(turn.images), parts)
         if turn.answer:
             messages.append({"role": "user", "content": parts})
-            said = [{"type": "text", "text": turn.answer}]
-            messages.append({"role": "assistant", "content": said})
+            content = [{"type": "text", "text": turn.answer}]
+            messages.append({"role": "assistant", "content": content})
             parts = []
     messages.append({"role": "user", "content": parts})
     chat = chat_of(processor, model, messages)

@@ -167,12 +167,12 @@ def _turn(turn: object) -> Turn:
     return Turn(pictures, text, answer)
 
 
-def _pictures(shown: object) -> list[Image.Image]:
-    if shown is None:
+def _pictures(images: object) -> list[Image.Image]:
+    if images is None:
         return []
-    if isinstance(shown, (list, tuple)):
-        return [as_image(picture) for picture in shown]
-    return [as_image(shown)]
+    if isinstance(images, (list, tuple)):
+        return [as_image(picture) for picture in images]
+    return [as_image(images)]
 
 
 def require_takes(
@@ -199,7 +199,7 @@ def require_takes(
         If there are, with the first such sample.
     """
     classes = {kind.__name__ for kind in type(processor).__mro__}
-    one = not classes.isdisjoint(_ONE_PICTURE)
+    single = not classes.isdisjoint(_ONE_PICTURE)
     for row, conversation in enumerate(conversations):
         n = len(conversation.pictures)
         if not n and not classes.isdisjoint(_ALL_OR_NONE):
@@ -208,7 +208,7 @@ def require_takes(
                 f"({type(processor).__name__}) takes them apart only",
                 "make a batch of the texts about no picture",
             )
-        if one and n != 1:
+        if single and n != 1:
             raise InputError(
                 f"{n} pictures in the prompt of sample {names[row]!r}, and {model!r} "
                 f"({type(processor).__name__}) takes one a prompt",

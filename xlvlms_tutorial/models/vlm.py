@@ -366,9 +366,9 @@ class VLM:
 
         One text about two pictures, and one about none after an earlier turn about one:
 
-        >>> shown = [[samples[0].image, samples[1].image], []]
+        >>> pictures = [[samples[0].image, samples[1].image], []]
         >>> turns = [[], [(samples[2].image, "What is it?", "A key.")]]
-        >>> inputs = vlm.batch(shown, ["Which is red?", "Which colour?"], history=turns)
+        >>> inputs = vlm.batch(pictures, ["Which is red?", "Which colour?"], history=turns)
         >>> inputs.mask("image").sum(dim=1).tolist(), inputs.mask("image 1").sum(dim=1).tolist()
         ([32, 16], [16, 16])
         """
@@ -391,10 +391,10 @@ class VLM:
         chats = []
         others = [kind for kind in kinds if kind != "image"]
         for text, answer, turns in zip(texts, endings, conversations, strict=True):
-            shown = ["image"] * len(turns.images) + others
+            content = ["image"] * len(turns.images) + others
             chats.append(
                 prompts.prompt_of(
-                    self.processor, self.name, text, answer, shown, turns.history, system
+                    self.processor, self.name, text, answer, content, turns.history, system
                 )
             )
         if kinds == ("image",):  # a pocket's clips and sounds have a picture's mark too
@@ -728,8 +728,8 @@ class VLM:
         pictures: Sequence[object] = [None] * len(texts)
         require_history(texts, history)
         several = history is not None
-        for shown in () if images is None else images:
-            several = several or shown is None or isinstance(shown, (list, tuple))
+        for picture in () if images is None else images:
+            several = several or picture is None or isinstance(picture, (list, tuple))
         if images is not None and not several and shareable(self.model, self.active):
             pictures = images
         parts = list(by_picture(pictures, batch_size))

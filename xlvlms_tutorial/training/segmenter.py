@@ -92,7 +92,7 @@ def train_segmenter(recipe: SegmenterRecipe | None = None) -> dict:
     pictures, truth = material(world.scenes(recipe.n_scenes))
     torch.manual_seed(recipe.seed)
     network = UNet().train().to(memory_format=torch.channels_last)
-    drawn = perf_counter()
+    after_drawing = perf_counter()
 
     def loss(step: int) -> Float[Tensor, ""]:
         rng = np.random.default_rng([recipe.seed, 3, step])
@@ -118,7 +118,10 @@ def train_segmenter(recipe: SegmenterRecipe | None = None) -> dict:
             weights[name] = weight.detach().half().contiguous()
     folder = build.WEIGHTS / RUN
     save_tensors(folder / f"step-{recipe.steps:04d}.safetensors", weights)
-    seconds = {"scenes": round(drawn - start), "steps": round(perf_counter() - drawn)}
+    seconds = {
+        "scenes": round(after_drawing - start),
+        "steps": round(perf_counter() - after_drawing),
+    }
     return _record(recipe, [round(row["loss"], 4) for row in history], seconds)
 
 

@@ -33,7 +33,7 @@ from xlvlms_tutorial.methods.alignment import (
 from xlvlms_tutorial.metrics import Estimate, subtract
 from xlvlms_tutorial.models import SITES, VLM
 from xlvlms_tutorial.tutorials.alignment_score import tokens
-from xlvlms_tutorial.tutorials.experiments import band_table
+from xlvlms_tutorial.tutorials.experiments import Experiment, band_table
 from xlvlms_tutorial.validation import require
 from xlvlms_tutorial.view import plots
 
@@ -761,6 +761,173 @@ def factor_cones(
             parts = {str(value): rows[members] for value, members in members_of.items()}
             estimates[factor, layer] = narrowness(parts, seed=seed)
     return band_table(estimates, "factor", "layer")
+
+
+def check_neighbours(experiment: Experiment, shares: pd.DataFrame) -> None:
+    """Write down which sentences hold about the nearest neighbours of P and of T.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    shares : pandas.DataFrame
+        From :func:`own_group_shares`: a row a layer, a column a group, such as "image P".
+    """
+    experiment.check(
+        "P has P of its own kind for a neighbour at every layer",
+        shares.filter(like=" P").min().min() > 0.9,
+    )
+    # words of a sound are not words about a scene, and stay apart from the start
+    captions = [name for name in shares if name.endswith(" T") and name != "audio T"]
+    worst = shares[captions].min(axis=1)
+    experiment.check(
+        "captions of pictures and clips are mixed at first, not at the end",
+        worst.iloc[0] < 0.6 and worst.iloc[-1] > 0.7,
+    )
+
+
+def check_order(experiment: Experiment, cosines: pd.DataFrame) -> None:
+    """Write down whether cosines are ordered as the paper says, for P and for T.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    cosines : pandas.DataFrame
+        From :func:`cosines_by_pair`: a row a layer, a column a kind of pair.
+    """
+    means = cosines.mean()
+    across = means["P with T"] + 0.05
+    ordered = True
+    for role in "PT":
+        between = means.get(f"{role}, two modalities", 0)
+        ordered = ordered and across < between < means[f"{role}, one modality"] - 0.05
+    experiment.check("within a modality, then between two, then P with T", ordered)
+
+
+def check_relatives(experiment: Experiment, apart: pd.DataFrame) -> None:
+    """Write down which sentences hold about how far runs and modalities lie apart.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        That of the family of connectors.
+    apart : pandas.DataFrame
+        Narrowness of each pair of :func:`controls` (rows) at each layer (columns).
+    """
+    check = experiment.check
+    runs = apart.loc["same pictures, another run"]
+    clips = apart.loc["pictures and clips, own connectors"]
+    sounds = apart.loc["pictures and sounds, own connectors"]
+    remaining = apart.loc["pictures and sounds, joint connector"] / sounds
+    check("clips lie near pictures at every layer", clips.max() < 0.1)
+    check("clips lie nearer to pictures than another run does", (clips < runs - 0.1).all())
+    check(
+        "sounds lie nearer than another run at first, farther in the deeper half",
+        runs.iloc[0] - sounds.iloc[0] > 0.1 and (sounds - runs).iloc[2:].min() > 0.05,
+    )
+    check(
+        "frames of clips share the cone of pictures",
+        apart.loc["frames of clips, same connector"].abs().max() < 0.02,
+    )
+    check(
+        "the joint connector leaves a third of the distance of sounds, later most of it",
+        0.25 < remaining.iloc[0] < 0.4 and remaining.iloc[-1] > 0.6,
+    )
+    check(
+        "the joint connector joins clips with pictures",
+        apart.loc["pictures and clips, joint connector"].max() < 0.06,
+    )
+
+
+def check_turns(
+    experiment: Experiment,
+    steps: Mapping[str, pd.DataFrame],
+    effects: Mapping[str, Estimate],
+    against_all: Estimate,
+    n_layers: int,
+) -> None:
+    """Write down which sentences hold about how slowly tokens turn.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    steps : mapping of str to pandas.DataFrame
+        Profiles of :func:`~xlvlms_tutorial.methods.alignment.consecutive_profile` by layer, of P of
+        each kind ("image P") and of T of the first.
+    effects : mapping of str to Estimate
+        Persistence against the neighbouring token by kind, that of the first model first.
+    against_all : Estimate
+        Persistence of the first kind against all other tokens.
+    n_layers : int
+        How many blocks the model has.
+    """
+    first = next(iter(effects))
+    turning = {name: set(profile.nsmallest(3, "value")["to"]) for name, profile in steps.items()}
+    level = {name: profile["rival"].mean() for name, profile in steps.items()}
+    experiment.check(
+        "the neighbour is a harder baseline than all other tokens",
+        effects[first].value < against_all.value - 0.05,
+    )
+    values = {kind: effect.value for kind, effect in effects.items()}
+    experiment.check(
+        "sounds have the smallest number and the highest baseline",
+        min(values, key=values.get) == "audio" and max(level, key=level.get) == "audio P",
+    )
+    late = all(min(turning[name]) > 0.7 * n_layers for name in steps if name.endswith(" P"))
+    experiment.check(
+        "text turns most in the first block, P in the last blocks",
+        min(turning[f"{first} T"]) == 1 and late,
+    )
+
+
+def check_search(experiment: Experiment, hits: pd.DataFrame, late: int) -> None:
+    """Write down which sentences hold about the search of captions.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    hits : pandas.DataFrame
+        From :func:`search_captions`: a row a layer.
+    late : int
+        The first of the late layers.
+    """
+    raw, clean, describes, stands_behind = (hits[column] for column in hits)
+    middle = len(hits) // 2
+    experiment.check(
+        "few pictures find their caption as it is, most without the cones",
+        raw.max() < 0.5 and clean.loc[1:late].min() > 0.8,
+    )
+    experiment.check(
+        "before the first block hardly a caption is found either way",
+        max(raw.iloc[0], clean.iloc[0]) < 0.3,
+    )
+    experiment.check(
+        "early and middle layers hold the words, late ones the picture before them",
+        (describes - stands_behind).loc[1:middle].min() > 0.5
+        and (stands_behind - describes).loc[late:].min() > 0.3,
+    )
+
+
+def check_factors(experiment: Experiment, curves: pd.DataFrame) -> None:
+    """Write down whether pictures of one place share a cone, and halves of them do not.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    curves : pandas.DataFrame
+        From :func:`factor_cones`: columns "factor" and "value".
+    """
+    of_factor = dict(list(curves.groupby("factor")["value"]))
+    experiment.check(
+        "pictures of one place share a cone inside that of pictures, halves do not",
+        of_factor["halves"].abs().max() < 0.06
+        and "place" in of_factor
+        and of_factor["place"].min() > 0.1,
+    )
 
 
 def _read_with(name: str, *sets: Sequence[Sample]) -> list[Activations]:

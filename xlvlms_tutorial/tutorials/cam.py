@@ -120,7 +120,7 @@ def judge(
     pictures: Float[Tensor, "n c h w"],
     truth: Masks,
     regions: Mapping[str, Masks],
-    shown: Mapping[str, Masks] | None = None,
+    pixels: Mapping[str, Masks] | None = None,
     fill: float | Tensor = 0.0,
 ) -> pd.DataFrame:
     """Show a network only some pixels, and measure what it still says of a class.
@@ -135,7 +135,7 @@ def judge(
         Where the class is.
     regions : mapping of str to Tensor of bool (n, h, w)
         What each explanation points at, by its name.
-    shown : mapping of str to Tensor of bool (n, h, w), optional
+    pixels : mapping of str to Tensor of bool (n, h, w), optional
         Which pixels the network is shown, by the same names; by default the regions.
     fill : float or Tensor, default 0.0
         What stands in the other pixels; 0 is black.
@@ -159,9 +159,9 @@ def judge(
     """
     tables = []
     for name, region in regions.items():
-        kept = region if shown is None else shown[name]
+        visible = region if pixels is None else pixels[name]
         with torch.no_grad():
-            probabilities = predict(torch.where(kept[:, None], pictures, fill))
+            probabilities = predict(torch.where(visible[:, None], pictures, fill))
         columns = {
             "area": region.float().mean(dim=(1, 2)),
             "entropy": 1000 * published_entropy(probabilities, truth),
@@ -310,24 +310,24 @@ def named_things(n: int, part: str = "subject", dataset: str = "scenes", seed: i
     >>> named.answers, tuple(named.masks.shape)
     (['A man', 'A man'], (2, 256, 256))
     """
-    chosen, words, answers = [], [], []
+    selected, words, answers = [], [], []
     for sample in load_samples(dataset, 3 * n + 10, "test", seed):
         thing = sample.truth.get(part)
-        if thing is None or not sample.captions or len(chosen) == n:
+        if thing is None or not sample.captions or len(selected) == n:
             continue
         match = whole_words([str(thing), f"{thing}s", f"{thing}es"]).search(sample.captions[0])
         if match:
-            chosen.append(sample)
+            selected.append(sample)
             words.append(match.group())
             answers.append(sample.captions[0][: match.end()])
-    if len(chosen) < 2:
+    if len(selected) < 2:
         require(dataset != "scenes", f"{n} pictures", "give two or more")
         return named_things(n, part, "scenes", seed)
     try:
-        masks = truth_masks(chosen)[part]
+        masks = truth_masks(selected)[part]
     except InputError:  # pictures whose pixels nobody has marked
         masks = None
-    return Named(chosen, words, answers, masks, dataset)
+    return Named(selected, words, answers, masks, dataset)
 
 
 def score_words(vlm: VLM, named: Named, batch_size: int = 8) -> WordScores:
@@ -487,17 +487,95 @@ def mass_by_word(
     [('subject', 'subject'), ('subject', 'item'), ('item', 'subject'), ('item', 'item')]
     """
     named = {part: named_things(n, part, dataset, seed) for part in ("subject", "item")}
-    ids = [[sample.id for sample in one.samples] for one in named.values()]
-    if ids[0] != ids[1] or any(one.masks is None for one in named.values()):
+    ids = [[sample.id for sample in naming.samples] for naming in named.values()]
+    if ids[0] != ids[1] or any(naming.masks is None for naming in named.values()):
         pairs = pd.MultiIndex.from_product([named, named])
         return pd.DataFrame([[np.nan] * len(pairs)], columns=pairs)
     shares = {}
-    for word, one in named.items():
-        scores = score_words(vlm, one)
+    for word, naming in named.items():
+        scores = score_words(vlm, naming)
         maps = token_maps(scores, method).clamp(min=_FEW)
-        for thing, other in named.items():
-            shares[word, thing] = mass_share(maps, shrink(other.masks, scores.side)).numpy()
+        for thing, target in named.items():
+            shares[word, thing] = mass_share(maps, shrink(target.masks, scores.side)).numpy()
     return pd.DataFrame(shares)
+
+
+def check_protocols(experiment: Experiment, published: pd.DataFrame, alone: pd.DataFrame) -> None:
+    """Write down which sentences hold about the published protocol and about what it ranks.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    published : pandas.DataFrame
+        Means of :func:`judge` by map, where the network sees the thing too: columns "overlap",
+        "confidence" and "entropy".
+    alone : pandas.DataFrame
+        The same where it sees only what a map points at, with a map "empty".
+    """
+    check, methods = experiment.check, list(NAMES.values())
+    of_methods = published.loc[methods]
+    check(
+        "in the published protocol the thing is hardly recognised after most methods",
+        (of_methods["confidence"] < 0.15).sum() >= 5,
+    )
+    check(
+        "the method that keeps the thing recognised has the highest entropy",
+        of_methods["confidence"].idxmax() == of_methods["entropy"].idxmax() == NAMES["score"],
+    )
+    check("Score-CAM points elsewhere", published.loc[NAMES["score"], "overlap"] < 0.1)
+    check("alone, the empty map has the lowest entropy", alone["entropy"].idxmin() == "empty")
+    check(
+        "alone, the empty map leaves nothing of the thing",
+        alone["confidence"].idxmin() == "empty" and alone.loc["empty", "confidence"] < 0.05,
+    )
+
+
+def check_tokens(experiment: Experiment, summary: pd.DataFrame, by_word: pd.DataFrame) -> None:
+    """Write down which sentences hold about maps of image tokens.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    summary : pandas.DataFrame
+        Means of :func:`judge_tokens` by map. Without columns "on it" and "hit", which need the
+        truth, no sentence about them holds.
+    by_word : pandas.DataFrame
+        From :func:`mass_by_word`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.tutorials import Experiment, cam
+    >>> summary = pd.DataFrame({"insertion": [0.5]}, index=["gradient"])
+    >>> by_word = pd.DataFrame({("item", "subject"): [0.4], ("item", "item"): [0.2]})
+    >>> cam.check_tokens(Experiment("cam", "tiny", "scenes"), summary, by_word)
+    """
+    mean = by_word.mean()
+    experiment.check(
+        "when the object is named, gradients still lie more on the subject",
+        len(by_word) and mean["item", "subject"] > mean["item", "item"],
+    )
+    with_truth = {"on it", "hit"} <= set(summary)
+    mass = summary["on it"] if with_truth else {}
+    hits = summary["hit"] if with_truth else {}
+    experiment.check(
+        "occlusion puts more of its mass on the thing than gradients do",
+        with_truth and mass["occlusion"] > mass["gradient"] + 0.05,
+    )
+    experiment.check(
+        "rollout puts no more of its mass on the thing than a random map",
+        with_truth and mass["rollout"] < mass["random"],
+    )
+    experiment.check(
+        "the highest token of occlusion nearly always shows the subject",
+        with_truth and hits["occlusion"] > 0.9,
+    )
+    experiment.check(
+        "attention points at the subject more often than gradients do",
+        with_truth and hits["attention"] > hits["gradient"] + 0.1,
+    )
 
 
 def maps_figure(
@@ -665,7 +743,7 @@ def frames(
     ...             {"a": torch.rand(1, 8, 8)}, [0], [0.2, 0.4]))
     [('a', 0.2), ('a', 0.4)]
     """
-    shown = {}
+    drawings = {}
     for threshold in thresholds:
         for name, region in above(maps, threshold).items():
             part = region[rows]
@@ -679,13 +757,15 @@ def frames(
                 f"area {measured['area']:.2f}, overlap {measured['overlap']:.2f}</p>"
             )
             alt = f"what {name} keeps of {len(rows)} pictures at {threshold}"
-            shown[name, threshold] = Html(picture_html(picture, alt, picture.width) + text)
-    return {(name, threshold): shown[name, threshold] for name in maps for threshold in thresholds}
+            drawings[name, threshold] = Html(picture_html(picture, alt, picture.width) + text)
+    return {
+        (name, threshold): drawings[name, threshold] for name in maps for threshold in thresholds
+    }
 
 
 def strip(
     pictures: Float[Tensor, "n 3 h w"],
-    kept: Masks | None = None,
+    mask: Masks | None = None,
     pixels: int = 128,
 ) -> Image.Image:
     """Draw pictures side by side, with what is kept alone.
@@ -694,7 +774,7 @@ def strip(
     ----------
     pictures : Tensor (n, 3, h, w)
         Values of 0 to 1.
-    kept : Tensor of bool (n, h, w), optional
+    mask : Tensor of bool (n, h, w), optional
         The pixels that are drawn; the others are black.
     pixels : int, default 128
         The side of each picture.
@@ -711,10 +791,10 @@ def strip(
     >>> strip(torch.rand(3, 3, 8, 8), pixels=16).size
     (56, 16)
     """
-    shown = pictures.clone()
-    if kept is not None:
-        shown = shown * kept[:, None]
-    large = interpolate(shown, (pixels, pixels), mode="nearest")
+    masked = pictures.clone()
+    if mask is not None:
+        masked = masked * mask[:, None]
+    large = interpolate(masked, (pixels, pixels), mode="nearest")
     gap = torch.ones(3, pixels, 4)
     parts = []
     for picture in large:

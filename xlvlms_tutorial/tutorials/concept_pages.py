@@ -147,15 +147,15 @@ def states_of_words(
     first = [replace(sample, captions=sample.captions[:1]) for sample in samples]
     states = {}
     for word in words:
-        shown = mentioning(first, word, n)
-        shown, captions = _up_to(word, shown, [sample.captions[0] for sample in shown])
-        read = capture(vlm, shown, [layer], words=word, answers=captions)
+        selection = mentioning(first, word, n)
+        selection, captions = _up_to(word, selection, [sample.captions[0] for sample in selection])
+        read = capture(vlm, selection, [layer], words=word, answers=captions)
         top = logit_lens.top_tokens(vlm, read[layer], 1)["word"]
         own_choice = (top.str.strip() == word).to_numpy()
         if own_choice.sum() >= MIN_SAMPLES:
             read = read.select(own_choice)
         if len(read[layer]) >= MIN_SAMPLES:
-            truth = pd.DataFrame([shown[k].truth for k in read.table["sample"]])
+            truth = pd.DataFrame([selection[k].truth for k in read.table["sample"]])
             states[word] = read[layer].double(), truth
     return states
 
@@ -311,7 +311,7 @@ def concept_figure(
     """
     plots.theme()
     columns = min(n, len(images))
-    chosen = most_activating(codes, columns).set_index("concept")["row"]
+    strongest = most_activating(codes, columns).set_index("concept")["row"]
     height = 6.8 / columns * 1.2 * len(names_of)
     figure = plt.figure(figsize=(6.8, height), layout="constrained")
     # a name is longer than a picture is wide: it is the title of a row
@@ -319,7 +319,7 @@ def concept_figure(
     for part, (concept, name) in zip(parts, names_of.items(), strict=True):
         part.suptitle(plots.literal(name), x=0.01, ha="left", fontsize="medium")
         axes = part.subplots(1, columns, squeeze=False)[0]
-        for ax, picture in zip(axes, chosen.loc[[concept]], strict=True):
+        for ax, picture in zip(axes, strongest.loc[[concept]], strict=True):
             ax.imshow(images[picture])
             ax.set_axis_off()
     return figure
@@ -373,10 +373,10 @@ def concept_frames(
     style, tags = thumbnails(images)
     values = pd.Series(list(values), dtype=object)
     table = concept_table(vlm, dictionary, A, n_words=8)
-    chosen = most_activating(dictionary.transform(A), min(n, len(images))).set_index("concept")
+    strongest = most_activating(dictionary.transform(A), min(n, len(images))).set_index("concept")
     frames = {}
     for number, row in table.iterrows():
-        pictures = chosen.loc[[number], "row"]
+        pictures = strongest.loc[[number], "row"]
         shares = values.iloc[pictures].value_counts(normalize=True)
         facts = {str(value): float(share) for value, share in shares.items()}
         frames[int(number),] = concept_card(
@@ -531,9 +531,9 @@ def purity(codes: Float[np.ndarray, "n k"], values: ArrayLike, n: int) -> Float[
     [1.0, 0.5]
     """
     values = np.asarray(values, dtype=object)
-    chosen = most_activating(codes, min(n, len(codes)))
+    strongest = most_activating(codes, min(n, len(codes)))
     shares = []
-    for _, rows in chosen.groupby("concept")["row"]:
+    for _, rows in strongest.groupby("concept")["row"]:
         shares.append(pd.Series(values[rows]).value_counts(normalize=True).iloc[0])
     return np.array(shares, dtype=float)
 

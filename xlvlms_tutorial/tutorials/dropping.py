@@ -225,7 +225,7 @@ def accuracy(
     [1.0, 1.0]
     """
     rows = [(k, question) for k, sample in enumerate(samples) for question in sample.questions]
-    right = []
+    correct = []
     with context():
         for start in range(0, len(rows), _BATCH):
             part = rows[start : start + _BATCH]
@@ -233,9 +233,9 @@ def accuracy(
             batch = vlm.batch(images, [question.text for _, question in part])
             first = vlm.forward(batch, logits=False).logits[:, -1].argmax(dim=-1).tolist()
             for token, (_, question) in zip(first, part, strict=True):
-                right.append(token in _beginnings(vlm, question.answer))
+                correct.append(token in _beginnings(vlm, question.answer))
     pictures = [k for k, _ in rows]
-    return pd.Series(right, dtype=float).groupby(pictures).mean().to_numpy()
+    return pd.Series(correct, dtype=float).groupby(pictures).mean().to_numpy()
 
 
 def _beginnings(vlm: VLM, answer: str) -> set[int]:
@@ -277,10 +277,10 @@ def captions_and_scores(
     with context():
         captions = describe(vlm, samples, n_tokens, batch_size=_BATCH)
     truths = [sample.truth for sample in samples]
-    known = [name for name in _FACTORS if any(truth.get(name) is not None for truth in truths)]
-    if not known:
+    factors = [name for name in _FACTORS if any(truth.get(name) is not None for truth in truths)]
+    if not factors:
         return captions, np.full(len(samples), np.nan)
-    named = caption_attributes(captions, truths, known)
+    named = caption_attributes(captions, truths, factors)
     return captions, named.astype("Float64").mean(axis=1).to_numpy(float, na_value=np.nan)
 
 

@@ -410,9 +410,9 @@ def inputs(name: str) -> dict[str, Tensor]:
         sees = (torch.arange(ids.shape[1]) >= len(_BEFORE)).long()[None, :, None]
         if name == "Idefics":
             return written | {"image_attention_mask": sees}
-        one = torch.ones(1, 1, dtype=torch.long)
-        written |= {"cross_attention_mask": sees[..., None], "aspect_ratio_ids": one}
-        written |= {"aspect_ratio_mask": one[..., None]}
+        ones = torch.ones(1, 1, dtype=torch.long)
+        written |= {"cross_attention_mask": sees[..., None], "aspect_ratio_ids": ones}
+        written |= {"aspect_ratio_mask": ones[..., None]}
     return written
 
 
@@ -563,7 +563,7 @@ def operations(
     }
 
 
-def reach(model: PreTrainedModel, given: Mapping[str, Tensor]) -> pd.DataFrame:
+def reach(model: PreTrainedModel, model_inputs: Mapping[str, Tensor]) -> pd.DataFrame:
     """Find the states that a picture changes, by layer and position.
 
     Use it to see how the picture enters. The model reads the same words twice, with a picture and
@@ -573,7 +573,7 @@ def reach(model: PreTrainedModel, given: Mapping[str, Tensor]) -> pd.DataFrame:
     ----------
     model : PreTrainedModel
         A small model of a family.
-    given : Mapping
+    model_inputs : Mapping
         Its inputs, from :func:`inputs`.
 
     Returns
@@ -598,13 +598,13 @@ def reach(model: PreTrainedModel, given: Mapping[str, Tensor]) -> pd.DataFrame:
     """
     require_one_of(model.config.model_type, _PLACES, "kind of model")
     negative = {}
-    for name, value in given.items():
+    for name, value in model_inputs.items():
         negative[name] = -value if value.is_floating_point() else value
-    first, second = _states(model, given), _states(model, negative)
+    first, second = _states(model, model_inputs), _states(model, negative)
     rows = {}
     for layer, states in first.items():
         rows[layer] = ((states - second[layer]).abs().amax(dim=-1) > 1e-5).float().tolist()
-    kinds = _kinds(model, given["input_ids"][0].tolist())
+    kinds = _kinds(model, model_inputs["input_ids"][0].tolist())
     if model.config.model_type == "flava":
         # the words have layers of their own first; the joint encoder sees its own token first
         n_words, n_joint = len(kinds), len(rows["joint 0"]) - 1
@@ -726,8 +726,8 @@ class _Unmasked(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
-        asked = func is torch.ops.aten._local_scalar_dense.default
-        if asked and args[0].device.type == "meta":
+        reads_value = func is torch.ops.aten._local_scalar_dense.default
+        if reads_value and args[0].device.type == "meta":
             return True
         return func(*args, **(kwargs or {}))
 
@@ -799,15 +799,15 @@ def _read_idefics2(model: PreTrainedModel, picture: Tensor, text: int) -> tuple[
     tower, connector = model.model.vision_model, model.model.connector
     # patch by patch, since the positions of patches are looked up by values
     patches = tower.embeddings.patch_embedding(picture[0]).flatten(2).transpose(1, 2)
-    seen = tower.post_layernorm(tower.encoder(inputs_embeds=patches).last_hidden_state)
-    mask = _zeros(model, *seen.shape[:2], whole=True) + 1
-    vectors = connector(seen, attention_mask=mask)
+    features = tower.post_layernorm(tower.encoder(inputs_embeds=patches).last_hidden_state)
+    mask = _zeros(model, *features.shape[:2], whole=True) + 1
+    vectors = connector(features, attention_mask=mask)
     return _read_sequence(model, vectors.shape[0] * vectors.shape[1], text)
 
 
 def _read_blip2(model: PreTrainedModel, picture: Tensor, text: int) -> tuple[int, Callable]:
-    seen = model.vision_model(pixel_values=picture).last_hidden_state
-    queries = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=seen)
+    features = model.vision_model(pixel_values=picture).last_hidden_state
+    queries = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=features)
     vectors = model.language_projection(queries.last_hidden_state)
     return _read_sequence(model, vectors.shape[1], text)
 
@@ -857,7 +857,7 @@ def _kinds(model: PreTrainedModel, ids: list[int]) -> list[str]:
     return [names.get(token, "word") for token in ids]
 
 
-def _states(model: PreTrainedModel, given: Mapping[str, Tensor]) -> dict[int | str, Tensor]:
+def _states(model: PreTrainedModel, model_inputs: Mapping[str, Tensor]) -> dict[int | str, Tensor]:
     """The states (positions, width) of one row that enter and leave each block that reads words."""
     kind = model.config.model_type
     stacks: dict[str, Iterable[nn.Module]] = {}
@@ -893,5 +893,5 @@ def _states(model: PreTrainedModel, given: Mapping[str, Tensor]) -> dict[int | s
                         lambda _, args, output, name=after: keep(name, output)
                     )
                 )
-        model(**given)
+        model(**model_inputs)
     return states

@@ -46,8 +46,8 @@ class Quiz:
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.hallucination import quiz
-    >>> asked = quiz(samples[:1])
-    >>> len(asked), asked.present.shape == (len(asked),)
+    >>> poll = quiz(samples[:1])
+    >>> len(poll), poll.present.shape == (len(poll),)
     (3, True)
     """
 
@@ -127,12 +127,12 @@ def split(samples: Sequence[Sample], n_validation: int, n_learning: int) -> tupl
     return quiz(samples[:start]), quiz(samples[start:end]), quiz(samples[end:])
 
 
-def items(asked: Quiz) -> list[Item]:
+def items(poll: Quiz) -> list[Item]:
     """Return the questions as learned steering takes them, one item each.
 
     Parameters
     ----------
-    asked : Quiz
+    poll : Quiz
         The questions.
 
     Returns
@@ -148,9 +148,9 @@ def items(asked: Quiz) -> list[Item]:
     True
     """
     result = []
-    for row, question in enumerate(asked.questions):
-        sample = Sample(f"{asked.scenes[row]}/{row}", asked.images[row], questions=(question,))
-        target, opposite = ("yes", "no") if asked.present[row] else ("no", "yes")
+    for row, question in enumerate(poll.questions):
+        sample = Sample(f"{poll.scenes[row]}/{row}", poll.images[row], questions=(question,))
+        target, opposite = ("yes", "no") if poll.present[row] else ("no", "yes")
         result.append(Item(sample, target, target, opposite))
     return result
 
@@ -205,8 +205,8 @@ def read_first(
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.hallucination import quiz, read_first
-    >>> asked = quiz(samples[:1])
-    >>> reading = read_first(vlm, asked.images, asked.texts)
+    >>> poll = quiz(samples[:1])
+    >>> reading = read_first(vlm, poll.images, poll.texts)
     >>> reading.logits.argmax(dim=-1).shape
     torch.Size([3])
     """
@@ -216,26 +216,26 @@ def read_first(
         batch = vlm.batch(pictures, [texts[row] for row in rows], names=rows)
         if noise:
             batch = distorted(batch, noise)
-        seen = []
-        with on_input(anatomy.final_norm(vlm.model), lambda state: seen.append(state[:, -1])):  # noqa: B023
+        entering: list[Tensor] = []
+        with on_input(anatomy.final_norm(vlm.model), entering.append):
             last = _last_logits(vlm, batch, pictures)
         for k, row in enumerate(rows):
             logits[row] = last[k].float().cpu()
-            states[row] = seen[-1][k].float().cpu()
+            states[row] = entering[-1][k, -1].float().cpu()
     order = range(len(texts))
     return Reading(
         torch.stack([logits[row] for row in order]), torch.stack([states[row] for row in order])
     )
 
 
-def read(vlm: VLM, asked: Quiz, noise: float = 0.0, prompt: str = "{}") -> Reading:
+def read(vlm: VLM, poll: Quiz, noise: float = 0.0, prompt: str = "{}") -> Reading:
     """Read the first words of all answers of a quiz, as :func:`read_first` does.
 
     Parameters
     ----------
     vlm : VLM
         The model.
-    asked : Quiz
+    poll : Quiz
         The questions.
     noise : float, default 0.0
         As for :func:`~xlvlms_tutorial.methods.decoding.distorted`.
@@ -253,8 +253,8 @@ def read(vlm: VLM, asked: Quiz, noise: float = 0.0, prompt: str = "{}") -> Readi
     >>> read(vlm, quiz(samples[:1]), prompt="{} Look carefully.").states.shape
     torch.Size([3, 576])
     """
-    texts = [prompt.format(text) for text in asked.texts]
-    return read_first(vlm, asked.images, texts, noise)
+    texts = [prompt.format(text) for text in poll.texts]
+    return read_first(vlm, poll.images, texts, noise)
 
 
 def _last_logits(vlm: VLM, batch: Batch, pictures: Sequence[object]) -> Float[Tensor, "b v"]:
@@ -395,14 +395,14 @@ def by_threshold(gaps: np.ndarray, threshold: float) -> list[str]:
     return ["yes" if gap > threshold else "no" for gap in gaps]
 
 
-def score(asked: Quiz, answers: Sequence[str], seed: int = 0) -> pd.DataFrame:
+def score(poll: Quiz, answers: Sequence[str], seed: int = 0) -> pd.DataFrame:
     """Score answers to presence questions as POPE should be, by stratum, resampled by scene.
 
     The column "published F1" is 2a / (1 + a) of the accuracy a: what some published code calls F1.
 
     Parameters
     ----------
-    asked : Quiz
+    poll : Quiz
         The questions.
     answers : sequence of str
         What was said.
@@ -417,23 +417,23 @@ def score(asked: Quiz, answers: Sequence[str], seed: int = 0) -> pd.DataFrame:
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.hallucination import quiz, score
-    >>> asked = quiz(samples)
-    >>> row = score(asked, ["no"] * len(asked)).loc["overall"]
+    >>> poll = quiz(samples)
+    >>> row = score(poll, ["no"] * len(poll)).loc["overall"]
     >>> float(row["f1"]), bool(row["published F1"] > 0.5)
     (0.0, True)
     """
-    result = pope(answer_table(answers, asked.questions), asked.scenes, seed)
+    result = pope(answer_table(answers, poll.questions), poll.scenes, seed)
     accuracy = result["accuracy"]
     result["published F1"] = 2 * accuracy / (1 + accuracy)
     return result
 
 
-def score_all(asked: Quiz, answers: Mapping[str, Sequence[str]], seed: int = 0) -> pd.DataFrame:
+def score_all(poll: Quiz, answers: Mapping[str, Sequence[str]], seed: int = 0) -> pd.DataFrame:
     """Score several ways to answer over all strata, as :func:`score` does, one row a way.
 
     Parameters
     ----------
-    asked : Quiz
+    poll : Quiz
         The questions.
     answers : mapping of str to sequence of str
         What is said, by way.
@@ -448,13 +448,13 @@ def score_all(asked: Quiz, answers: Mapping[str, Sequence[str]], seed: int = 0) 
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.hallucination import quiz, score_all
-    >>> asked = quiz(samples)
-    >>> float(score_all(asked, {"always": ["yes"] * len(asked)}).loc["always", "recall"])
+    >>> poll = quiz(samples)
+    >>> float(score_all(poll, {"always": ["yes"] * len(poll)}).loc["always", "recall"])
     1.0
     """
     rows = {}
     for way, words in answers.items():
-        rows[way] = score(asked, words, seed).loc["overall"]
+        rows[way] = score(poll, words, seed).loc["overall"]
     return pd.DataFrame(rows).T.astype(float)
 
 
@@ -465,14 +465,12 @@ def yes_f1(rows: np.ndarray) -> float:
     return float(2 * hits / total) if total else 0.0
 
 
-def f1_gain(
-    asked: Quiz, answers: Sequence[str], baseline: Sequence[str], seed: int = 0
-) -> Estimate:
+def f1_gain(poll: Quiz, answers: Sequence[str], baseline: Sequence[str], seed: int = 0) -> Estimate:
     """Estimate how much higher the F1 of yes is than that of a baseline on the same questions.
 
     Parameters
     ----------
-    asked : Quiz
+    poll : Quiz
         The questions.
     answers, baseline : sequence of str
         What was said by both.
@@ -487,13 +485,13 @@ def f1_gain(
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.hallucination import f1_gain, quiz
-    >>> asked = quiz(samples)
-    >>> truth = [question.answer for question in asked.questions]
-    >>> f1_gain(asked, truth, ["no"] * len(truth)).value
+    >>> poll = quiz(samples)
+    >>> truth = [question.answer for question in poll.questions]
+    >>> f1_gain(poll, truth, ["no"] * len(truth)).value
     1.0
     """
-    rows = np.stack([asked.present, _said_yes(answers), _said_yes(baseline)], axis=1).astype(float)
-    return bootstrap(rows, asked.scenes, _f1_difference, n_resamples=1000, seed=seed)
+    rows = np.stack([poll.present, _said_yes(answers), _said_yes(baseline)], axis=1).astype(float)
+    return bootstrap(rows, poll.scenes, _f1_difference, n_resamples=1000, seed=seed)
 
 
 def _f1_difference(rows: np.ndarray) -> float:
@@ -505,7 +503,7 @@ def _said_yes(answers: Sequence[str]) -> np.ndarray:
 
 
 def record_gains(
-    experiment: Experiment, asked: Quiz, answers: Mapping[str, Sequence[str]], seed: int = 0
+    experiment: Experiment, poll: Quiz, answers: Mapping[str, Sequence[str]], seed: int = 0
 ) -> None:
     """Record HALL-1 and LEARN-2 against greedy decoding, the prompt and the matched threshold.
 
@@ -513,7 +511,7 @@ def record_gains(
     ----------
     experiment : Experiment
         What the records belong to.
-    asked : Quiz
+    poll : Quiz
         The test questions.
     answers : mapping of str to sequence of str
         Answers of "VCD", "ICD", "L2S", "greedy", "prompt", and "threshold as" each of the first
@@ -528,7 +526,7 @@ def record_gains(
             "threshold with the same yes-rate": f"threshold as {way}",
         }
         for against, name in baselines.items():
-            gain = f1_gain(asked, answers[way], answers[name], seed)
+            gain = f1_gain(poll, answers[way], answers[name], seed)
             variant = f"{way}, against {against}"
             experiment.record(claim, gain, against, variant, "validation")
 
@@ -569,13 +567,13 @@ def record_captions(
 
 
 def best_on_validation(
-    asked: Quiz, candidates: Mapping[object, Sequence[str]]
+    poll: Quiz, candidates: Mapping[object, Sequence[str]]
 ) -> tuple[object, pd.Series]:
     """Choose the setting whose answers have the highest F1 of yes.
 
     Parameters
     ----------
-    asked : Quiz
+    poll : Quiz
         Validation questions.
     candidates : mapping of setting to sequence of str
         What is said at each setting; of equal ones the first is taken.
@@ -588,14 +586,14 @@ def best_on_validation(
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.hallucination import best_on_validation, quiz
-    >>> asked = quiz(samples)
-    >>> truth = [question.answer for question in asked.questions]
-    >>> best_on_validation(asked, {0: ["no"] * len(truth), 1: truth})[0]
+    >>> poll = quiz(samples)
+    >>> truth = [question.answer for question in poll.questions]
+    >>> best_on_validation(poll, {0: ["no"] * len(truth), 1: truth})[0]
     1
     """
     scores = {}
     for setting, answers in candidates.items():
-        scores[setting] = yes_f1(np.stack([asked.present, _said_yes(answers)], axis=1))
+        scores[setting] = yes_f1(np.stack([poll.present, _said_yes(answers)], axis=1))
     best = max(scores, key=scores.__getitem__)
     return best, pd.Series(list(scores.values()), index=list(scores), name="F1 of yes")
 
@@ -651,12 +649,12 @@ def yes_share(answers: Sequence[str]) -> float:
     return float(_said_yes(answers).mean())
 
 
-def rates(asked: Quiz, answers: Sequence[str]) -> dict[str, float]:
+def rates(poll: Quiz, answers: Sequence[str]) -> dict[str, float]:
     """Return the share of yes, and precision and recall of yes.
 
     Parameters
     ----------
-    asked : Quiz
+    poll : Quiz
         The questions.
     answers : sequence of str
         What was said.
@@ -669,21 +667,21 @@ def rates(asked: Quiz, answers: Sequence[str]) -> dict[str, float]:
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.hallucination import quiz, rates
-    >>> asked = quiz(samples[:2])
-    >>> rates(asked, ["yes"] * len(asked))["recall"]
+    >>> poll = quiz(samples[:2])
+    >>> rates(poll, ["yes"] * len(poll))["recall"]
     1.0
     """
     yes = _said_yes(answers)
-    hits = (yes & asked.present).sum()
+    hits = (yes & poll.present).sum()
     return {
         "yes_ratio": float(yes.mean()),
         "precision": float(hits / yes.sum()) if yes.any() else np.nan,
-        "recall": float(hits / asked.present.sum()) if asked.present.any() else np.nan,
+        "recall": float(hits / poll.present.sum()) if poll.present.any() else np.nan,
     }
 
 
 def paths(
-    asked: Quiz,
+    poll: Quiz,
     logits: Float[Tensor, "n v"],
     second: Mapping[str, Float[Tensor, "n v"]],
     vlm: VLM,
@@ -694,7 +692,7 @@ def paths(
 
     Parameters
     ----------
-    asked : Quiz
+    poll : Quiz
         The questions.
     logits : Tensor
         Logits (n, v) of the model as it is.
@@ -715,9 +713,9 @@ def paths(
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.hallucination import paths, quiz, read_first
-    >>> asked = quiz(samples[:1])
-    >>> logits = read_first(vlm, asked.images, asked.texts).logits
-    >>> paths(asked, logits, {"VCD": logits}, vlm, [0.0, 1.0], 0.1)["VCD"].shape
+    >>> poll = quiz(samples[:1])
+    >>> logits = read_first(vlm, poll.images, poll.texts).logits
+    >>> paths(poll, logits, {"VCD": logits}, vlm, [0.0, 1.0], 0.1)["VCD"].shape
     (2, 3)
     """
     result = {}
@@ -725,17 +723,17 @@ def paths(
         rows = []
         for alpha in strengths:
             words = first_words(vlm, contrast(logits, disturbed, alpha, beta))
-            rows.append(rates(asked, words))
+            rows.append(rates(poll, words))
         result[way] = pd.DataFrame(rows)
     return result
 
 
-def threshold_curve(asked: Quiz, gaps: np.ndarray) -> pd.DataFrame:
+def threshold_curve(poll: Quiz, gaps: np.ndarray) -> pd.DataFrame:
     """Score every threshold on the gaps: what moving the rate of yes alone can reach.
 
     Parameters
     ----------
-    asked : Quiz
+    poll : Quiz
         The questions.
     gaps : array of float
         As :func:`yes_gap` gives them, (n,).
@@ -750,18 +748,18 @@ def threshold_curve(asked: Quiz, gaps: np.ndarray) -> pd.DataFrame:
     --------
     >>> import numpy as np
     >>> from xlvlms_tutorial.tutorials.hallucination import quiz, threshold_curve
-    >>> asked = quiz(samples)
-    >>> curve = threshold_curve(asked, np.arange(len(asked), dtype=float))
+    >>> poll = quiz(samples)
+    >>> curve = threshold_curve(poll, np.arange(len(poll), dtype=float))
     >>> curve.iloc[-1].round(2).to_dict()["recall"]
     1.0
     """
     order = np.argsort(-gaps, kind="stable")
-    hits = np.cumsum(asked.present[order])
+    hits = np.cumsum(poll.present[order])
     n_yes = np.arange(1, len(gaps) + 1)
     table = {
         "yes_ratio": n_yes / len(gaps),
         "precision": hits / n_yes,
-        "recall": hits / max(1, asked.present.sum()),
+        "recall": hits / max(1, poll.present.sum()),
     }
     return pd.DataFrame(table)
 
@@ -885,7 +883,7 @@ def _chair_difference(rows: np.ndarray) -> float:
     return float(absent_before / named_before - absent / named)
 
 
-def marked_answers(asked: Quiz, rows: Sequence[int], answers: Sequence[str]) -> list[str]:
+def marked_answers(poll: Quiz, rows: Sequence[int], answers: Sequence[str]) -> list[str]:
     """Write beside answers what is wrong with them.
 
     Use it for the answers of :func:`~xlvlms_tutorial.view.dial` at each strength, with "wrong" as
@@ -893,7 +891,7 @@ def marked_answers(asked: Quiz, rows: Sequence[int], answers: Sequence[str]) -> 
 
     Parameters
     ----------
-    asked : Quiz
+    poll : Quiz
         The questions.
     rows : sequence of int
         Which of them are shown.
@@ -908,8 +906,8 @@ def marked_answers(asked: Quiz, rows: Sequence[int], answers: Sequence[str]) -> 
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.hallucination import marked_answers, quiz
-    >>> asked = quiz(samples[:1])
-    >>> lines = marked_answers(asked, [0], ["yes"] * 3)
+    >>> poll = quiz(samples[:1])
+    >>> lines = marked_answers(poll, [0], ["yes"] * 3)
     >>> lines[0].startswith("yes")
     True
     """
@@ -917,16 +915,16 @@ def marked_answers(asked: Quiz, rows: Sequence[int], answers: Sequence[str]) -> 
     lines = []
     for row in rows:
         note = ""
-        if yes[row] and not asked.present[row]:
+        if yes[row] and not poll.present[row]:
             note = " (wrong: it is not there)"
-        if asked.present[row] and not yes[row]:
+        if poll.present[row] and not yes[row]:
             note = " (wrong: it is there)"
         lines.append(answers[row] + note)
     return lines
 
 
 def at_strengths(
-    asked: Quiz,
+    poll: Quiz,
     rows: Sequence[int],
     logits: Float[Tensor, "n v"],
     second: Mapping[str, Float[Tensor, "n v"]],
@@ -938,7 +936,7 @@ def at_strengths(
 
     Parameters
     ----------
-    asked : Quiz
+    poll : Quiz
         The questions.
     rows : sequence of int
         Which of them are shown.
@@ -962,10 +960,10 @@ def at_strengths(
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials.hallucination import at_strengths, quiz, read
-    >>> asked = quiz(samples[:1])
-    >>> logits = read(vlm, asked).logits
-    >>> shown = at_strengths(asked, [0], logits, {"VCD": logits}, vlm, [0.0, 1.0], 0.1)
-    >>> [decoding for decoding, _ in shown]
+    >>> poll = quiz(samples[:1])
+    >>> logits = read(vlm, poll).logits
+    >>> marked = at_strengths(poll, [0], logits, {"VCD": logits}, vlm, [0.0, 1.0], 0.1)
+    >>> [decoding for decoding, _ in marked]
     ['VCD', 'VCD']
     """
     result = {}
@@ -973,7 +971,7 @@ def at_strengths(
         for alpha in strengths:
             words = first_words(vlm, contrast(logits, disturbed, alpha, beta))
             label = f"{alpha:g} (yes to {yes_share(words):.0%})"
-            result[way, label] = marked_answers(asked, rows, words)
+            result[way, label] = marked_answers(poll, rows, words)
     return result
 
 

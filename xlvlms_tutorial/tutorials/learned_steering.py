@@ -499,9 +499,9 @@ class Primed:
         """
         require_one_of(layer, self.layers, "layer")
         if read not in self._shifts:
-            wanted = self._completed([item.target for item in self.items], read)
-            unwanted = self._completed([item.opposite for item in self.items], read)
-            self._shifts[read] = {layer: wanted[layer] - unwanted[layer] for layer in wanted}
+            targets = self._completed([item.target for item in self.items], read)
+            opposites = self._completed([item.opposite for item in self.items], read)
+            self._shifts[read] = {layer: targets[layer] - opposites[layer] for layer in targets}
         return self._shifts[read][layer]
 
     def _completed(self, texts: Sequence[str], read: str) -> dict[int, Float[Tensor, "n d"]]:
@@ -641,17 +641,17 @@ class _Part:
         ids = self.ids[:, self.length :]
         mask = torch.ones_like(ids)
         if texts is not None:
-            added, more = _completions(self.vlm, texts)
+            added, added_mask = _completions(self.vlm, texts)
             ids = torch.cat([ids, added.to(ids.device)], dim=1)
-            mask = torch.cat([mask, more.to(mask.device)], dim=1)
-        seen = torch.cat([self.mask[:, : self.length], torch.ones_like(ids)], dim=1)
+            mask = torch.cat([mask, added_mask.to(mask.device)], dim=1)
+        whole_mask = torch.cat([self.mask[:, : self.length], torch.ones_like(ids)], dim=1)
         places = self.places[:, -1:] + torch.arange(ids.shape[1], device=ids.device)
         rest = self.vlm.prepare({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
         try:
             with torch.no_grad(), self.vlm.run(rest):
                 output = self.vlm.model(
                     input_ids=ids,
-                    attention_mask=seen,
+                    attention_mask=whole_mask,
                     position_ids=places,
                     past_key_values=self.cache,
                     use_cache=True,
@@ -819,8 +819,8 @@ def ladder(
     width = states.shape[1]
     mean = mean_shift(shifts)
     length = shifts.norm(dim=1).mean()
-    drawn = random_shifts(torch.ones(1, width), seed)[0]
-    constants = {"random": drawn / drawn.norm() * length, "mean": mean}
+    random = random_shifts(torch.ones(1, width), seed)[0]
+    constants = {"random": random / random.norm() * length, "mean": mean}
     rungs = {}
     for name, vector in constants.items():
         rungs[name] = Rung(partial(_same_for_all, vector), width, 0.0)
@@ -911,11 +911,11 @@ def best_strengths(rows: pd.DataFrame) -> dict[str, float]:
     >>> best_strengths(rows)
     {'a': 2.0}
     """
-    chosen = {}
+    strengths = {}
     for name, part in rows.groupby("rung", sort=False):
         weakest_first = part.assign(size=part["strength"].abs()).sort_values("size", kind="stable")
-        chosen[name] = float(weakest_first.loc[weakest_first["all"].idxmax(), "strength"])
-    return chosen
+        strengths[name] = float(weakest_first.loc[weakest_first["all"].idxmax(), "strength"])
+    return strengths
 
 
 def by_threshold(validation: Primed, test: Primed) -> list[str]:

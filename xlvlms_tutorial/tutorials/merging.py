@@ -1026,8 +1026,10 @@ def straightness(
     origin, middle, end = states
     expected = weight * (end - origin)
     direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
-    drawn = direction / direction.norm(dim=-1, keepdim=True) * expected.norm(dim=-1, keepdim=True)
-    return explained(middle - origin, expected), explained(middle - origin, drawn)
+    random_change = (
+        direction / direction.norm(dim=-1, keepdim=True) * expected.norm(dim=-1, keepdim=True)
+    )
+    return explained(middle - origin, expected), explained(middle - origin, random_change)
 
 
 def _of(table: pd.DataFrame, kind: str, part: str = "test") -> pd.DataFrame:

@@ -23,7 +23,7 @@ from xlvlms_tutorial.methods.steering import (
     concept_vectors,
     steer_by_concept,
 )
-from xlvlms_tutorial.metrics import style_share
+from xlvlms_tutorial.metrics import difference, style_share
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.tutorials.experiments import Experiment, describe
 from xlvlms_tutorial.tutorials.steering_style import named_facts, steer
@@ -611,6 +611,122 @@ def check_comparison(experiment: Experiment, compared: pd.DataFrame) -> None:
         ("behind the same gate the claim is not confirmed", "same gate for both"),
     ):
         check(statement, experiment.verdict("STEER-5", variant) != "confirmed")
+
+
+def named_both_ways(
+    people: Sequence[Sample], gendered_words: Sequence[str], neutral_word: str
+) -> tuple[list[str], list[str]]:
+    """Write sentences that name each person by the gendered word, and then by the neutral one.
+
+    Parameters
+    ----------
+    people : sequence of Sample
+        Pictures of people, whose first captions have a gendered word.
+    gendered_words : sequence of str
+        The words.
+    neutral_word : str
+        What takes their place.
+
+    Returns
+    -------
+    words : list of str
+        The gendered word of each picture.
+    sentences : list of str
+        Twice as many as pictures. Each names its word three times and stops where the next would
+        stand.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.data import Sample
+    >>> from xlvlms_tutorial.tutorials import neutral_wording
+    >>> people = [Sample("s", None, ("A man walks.",))]
+    >>> neutral_wording.named_both_ways(people, ["woman", "man"], "person")[1]
+    ['A man. A man. A man. A', 'A person. A person. A person. A']
+    """
+    words = [first_word(sample.captions[0], gendered_words) for sample in people]
+    sentences = []
+    for word in [*words, *[neutral_word] * len(people)]:
+        sentences.append(3 * f"A {word}. " + "A")
+    return words, sentences
+
+
+def check_sorting(experiment: Experiment, shares: pd.DataFrame) -> None:
+    """Write down what k-means sorts states by, with and without the mean of each picture.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    shares : pandas.DataFrame
+        Columns "as they are" and "less the mean", each from :func:`sorting`.
+    """
+    experiment.check(
+        "as they are k-means mostly sorts the states by picture",
+        shares["as they are"]["by picture"] > 0.5,
+    )
+    experiment.check(
+        "less the mean of each picture k-means sorts them by word",
+        shares["less the mean"]["by word"],
+    )
+
+
+def record_leads(
+    experiment: Experiment, converted: Mapping[str, Sequence[bool]], seed: int = 0
+) -> None:
+    """Record STEER-5: how many more captions the vectors by concept convert than each baseline.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    converted : mapping of str to sequence of bool
+        Whether each caption was converted, by way: "by concept", "coarse", "coarse, at any price",
+        "coarse, same gate" and "prompt".
+    seed : int, default 0
+        Of the intervals.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import Experiment, neutral_wording
+    >>> ways = ["by concept", "coarse", "coarse, at any price", "coarse, same gate", "prompt"]
+    >>> converted = dict.fromkeys(ways, [True, False, False, False])
+    >>> experiment = Experiment("steering-style", "tiny", "scenes")
+    >>> neutral_wording.record_leads(experiment, converted)
+    >>> len(experiment.records)
+    4
+    """
+    variants = {
+        "coarse": ("coarse vector", "side effects limited on validation"),
+        "coarse, at any price": ("coarse vector, any side effect", "side effects ignored"),
+        "coarse, same gate": ("coarse vector, same gate", "same gate for both"),
+        "prompt": ("prompt", "minus the prompt"),
+    }
+    for way, (against, variant) in variants.items():
+        lead = difference(converted["by concept"], converted[way], paired=True, seed=seed)
+        experiment.record("STEER-5", lead, against, variant, choice="validation")
+
+
+def check_strengths(
+    experiment: Experiment, captions: Mapping[float, Sequence[str]], wording: Wording
+) -> None:
+    """Write down which sentences hold about vectors by concept at several strengths.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    captions : mapping of float to sequence of str
+        Captions of three people and three other pictures, at 0 and further strengths up to 3.
+    wording : Wording
+        Tells which captions are converted.
+    """
+    experiment.check(
+        "the vectors by concept convert at 3", wording.converted(captions[3.0][:3]).all()
+    )
+    experiment.check(
+        "the vectors by concept leave the other three captions alone",
+        all(texts[3:] == captions[0.0][3:] for texts in captions.values()),
+    )
 
 
 def _subject(sample: Sample, words: Sequence[str]) -> str | None:

@@ -467,7 +467,7 @@ def ways_to_read(models: Mapping[str, VLM], batch: Batch) -> dict[str, Callable[
     inputs = {}
 
     def listen(_: object, args: tuple, keywords: dict) -> None:
-        """Note what the tower is called with."""
+        """Note ``args`` and ``keywords`` of the tower's call; the module ``_`` is not needed."""
         inputs.update(args=args, keywords=keywords)
 
     hook = tower.register_forward_pre_hook(listen, with_kwargs=True)

@@ -109,17 +109,17 @@ def sentences(dataset: str, n: int, seed: int = 0) -> list[str]:
 
 
 def candidate_words(
-    made: Mapping[str, Reader], samples: Sequence[Sample], most: int = 40
+    readers: Mapping[str, Reader], samples: Sequence[Sample], n_words: int = 40
 ) -> dict[str, list[str]]:
     """Choose the words that all read-outs choose from: those for what is known to be somewhere.
 
     Parameters
     ----------
-    made : mapping of str to Reader
+    readers : mapping of str to Reader
         The read-outs; each has to be able to read each word.
     samples : sequence of Sample
         The pictures. Where no region of theirs can be read, words of their captions are taken.
-    most : int, default 40
+    n_words : int, default 40
         How many words at most, the most frequent.
 
     Returns
@@ -132,39 +132,41 @@ def candidate_words(
     --------
     >>> from xlvlms_tutorial import logit_lens
     >>> from xlvlms_tutorial.tutorials import reading
-    >>> made = logit_lens.readers(vlm, samples[0].captions, [0])
-    >>> sorted(reading.candidate_words(made, samples[:1])) == sorted(samples[0].regions())
+    >>> readers = logit_lens.readers(vlm, samples[0].captions, [0])
+    >>> sorted(reading.candidate_words(readers, samples[:1])) == sorted(samples[0].regions())
     True
     """
     counts: Counter[str] = Counter()
     for sample in samples:
         counts.update(list(sample.regions()) if sample.regions else [])
-    result = _readable(made, counts, most)
+    result = _readable(readers, counts, n_words)
     if len(result) < 2:
         counts = Counter()
         for sample in samples:
             counts.update({word for caption in sample.captions for word in words(caption)})
-        result = _readable(made, counts, most)
+        result = _readable(readers, counts, n_words)
     require(len(result) > 1, "no two words can be read", "give sentences with the world's words")
     return dict(sorted(result.items()))
 
 
-def _readable(made: Mapping[str, Reader], counts: Counter[str], most: int) -> dict[str, list[str]]:
-    index = [reader for reader in made.values() if isinstance(reader, ContextualNeighbours)]
+def _readable(
+    readers: Mapping[str, Reader], counts: Counter[str], n_words: int
+) -> dict[str, list[str]]:
+    index = [reader for reader in readers.values() if isinstance(reader, ContextualNeighbours)]
     result: dict[str, list[str]] = {}
     for word, _ in counts.most_common():
         present = []
         for form in forms(word):
-            if all(reader.has(form) for reader in index) and _spelt(made, form):
+            if all(reader.has(form) for reader in index) and _spelt(readers, form):
                 present.append(form)
-        if present and len(result) < most:
+        if present and len(result) < n_words:
             result[word] = present
     return result
 
 
-def _spelt(made: Mapping[str, Reader], form: str) -> bool:
+def _spelt(readers: Mapping[str, Reader], form: str) -> bool:
     try:
-        for reader in made.values():
+        for reader in readers.values():
             reader.pieces(form)
     except InputError:
         return False
@@ -205,11 +207,11 @@ def cell_truth(
     truth = np.zeros((len(samples), n_cells, len(candidates)), dtype=bool)
     for number, sample in enumerate(samples):
         masks = sample.regions() if sample.regions else {}
-        known = [word for word in candidates if word in masks]
-        for word in known:
+        present = [word for word in candidates if word in masks]
+        for word in present:
             shares = _cell_shares(masks[word], rows, n_cells // rows)
             truth[number, :, candidates.index(word)] = shares >= min_share
-        if not known:
+        if not present:
             text = " ".join(sample.captions)
             for column, word in enumerate(candidates):
                 truth[number, :, column] = bool(whole_words(forms(word)).search(text))
@@ -270,13 +272,13 @@ def _cell_shares(
 
 
 def scores_of(
-    made: Mapping[str, Reader], states: Activations, candidates: Mapping[str, Sequence[str]]
+    readers: Mapping[str, Reader], states: Activations, candidates: Mapping[str, Sequence[str]]
 ) -> dict[tuple[str, int], Float[np.ndarray, "n words"]]:
     """Score the candidate words for each state, by each read-out, at each layer.
 
     Parameters
     ----------
-    made : mapping of str to Reader
+    readers : mapping of str to Reader
         The read-outs by name.
     states : Activations
         States (n, d) at several layers.
@@ -299,7 +301,7 @@ def scores_of(
     (16, 2)
     """
     result = {}
-    for name, reader in made.items():
+    for name, reader in readers.items():
         for layer in states.layers:
             result[name, layer] = reader.read(states[layer], layer, candidates).numpy()
     return result
@@ -373,14 +375,14 @@ def judged(
     >>> table["right"].tolist(), table["shuffled"].tolist()
     ([1.0, 0.0, 1.0], [0.5, 1.0, 0.5])
     """
-    some = np.flatnonzero(truth.right.any(axis=1))
-    require(len(some), "no token has a right word", "give candidates that name what is there")
-    right_words, rows = truth.right[some], np.arange(len(some))
-    shuffled = _others(right_words, truth.cells[some])
-    elsewhere = _others(right_words, truth.pictures[some])
+    readable = np.flatnonzero(truth.right.any(axis=1))
+    require(len(readable), "no token has a right word", "give candidates that name what is there")
+    right_words, rows = truth.right[readable], np.arange(len(readable))
+    shuffled = _others(right_words, truth.cells[readable])
+    elsewhere = _others(right_words, truth.pictures[readable])
     parts = []
     for (reader, layer), values in scores.items():
-        order = np.argsort(-values[some], axis=1, kind="stable")
+        order = np.argsort(-values[readable], axis=1, kind="stable")
         first = order[:, 0]
         among = np.take_along_axis(right_words, order[:, :3], axis=1).sum(axis=1)
         parts.append(
@@ -388,8 +390,8 @@ def judged(
                 {
                     "reader": reader,
                     "layer": layer,
-                    "token": some,
-                    "picture": truth.pictures[some],
+                    "token": readable,
+                    "picture": truth.pictures[readable],
                     "word": first,
                     "right": right_words[rows, first].astype(float),
                     "shuffled": shuffled[rows, first],
@@ -611,10 +613,10 @@ def caption_words(states: Activations, candidates: Mapping[str, Sequence[str]]) 
     >>> from xlvlms_tutorial import capture
     >>> from xlvlms_tutorial.tutorials import reading
     >>> states = capture(vlm, samples[:1], 0, span="answer", reduce=None, answers=["On the sand."])
-    >>> truth = reading.caption_words(states, {"sand": ["sand"]})
-    >>> truth["its word"].right.ravel().tolist()[:4]
+    >>> matches = reading.caption_words(states, {"sand": ["sand"]})
+    >>> matches["its word"].right.ravel().tolist()[:4]
     [False, False, True, False]
-    >>> truth["the next word"].right.ravel().tolist()[:4]
+    >>> matches["the next word"].right.ravel().tolist()[:4]
     [False, True, False, False]
     """
     tokens = [str(token).strip().lower() for token in states.table["token"]]
@@ -627,15 +629,15 @@ def caption_words(states: Activations, candidates: Mapping[str, Sequence[str]]) 
     following[:-1] = present[1:] & same[:, None]
     cells = np.zeros(len(tokens), dtype=int)
     return {
-        name: Truth(right, samples, cells)
-        for name, right in zip(WORDS, (present, following), strict=True)
+        name: Truth(matches, samples, cells)
+        for name, matches in zip(WORDS, (present, following), strict=True)
     }
 
 
 def maps(
     picture: Image.Image,
-    said: Mapping[str, Sequence[str]],
-    right: Mapping[str, Sequence[bool]],
+    words_of: Mapping[str, Sequence[str]],
+    correct: Mapping[str, Sequence[bool]],
 ) -> Html:
     """Write on a picture what its tokens say, once for each read-out.
 
@@ -643,9 +645,9 @@ def maps(
     ----------
     picture : PIL.Image.Image
         The picture.
-    said : mapping of str to sequence of str
+    words_of : mapping of str to sequence of str
         The first word of each token in order, by read-out.
-    right : mapping of str to sequence of bool
+    correct : mapping of str to sequence of bool
         Whether each is what the cell holds; these are ticked.
 
     Returns
@@ -662,12 +664,12 @@ def maps(
     True
     """
     figures = ""
-    for name, first in said.items():
+    for name, first in words_of.items():
         marked = []
-        for word, holds in zip(first, right[name], strict=True):
-            marked.append(f"✓ {word}" if holds else word)
-        top = pd.DataFrame({"word": marked, "probability": np.array(right[name], dtype=float)})
-        title = f"<figcaption>{escape(name)}: {int(sum(right[name]))} right</figcaption>"
+        for word, ticked in zip(first, correct[name], strict=True):
+            marked.append(f"✓ {word}" if ticked else word)
+        top = pd.DataFrame({"word": marked, "probability": np.array(correct[name], dtype=float)})
+        title = f"<figcaption>{escape(name)}: {int(sum(correct[name]))} right</figcaption>"
         figures += f'<figure style="margin:0">{title}{word_frame(picture, top)}</figure>'
     columns = "repeat(auto-fit,minmax(min(100%,18rem),1fr))"
     return Html(

@@ -77,8 +77,9 @@ class Shape:
     tokens : function
         Takes the width and height of a picture in pixels, gives its number of visual tokens.
     patches : int
-        How many patches the tower sees for each visual token (Idefics2: about, for pictures of
-        640 x 480). By default 1.
+        How many patches the tower computes for each visual token. In Idefics2 it depends on the
+        picture, all parts of which are padded to the size of the largest: the number is that of
+        640 x 480 pixels. By default 1.
 
     Examples
     --------
@@ -195,7 +196,7 @@ SHAPES: dict[str, Shape] = {
             "perceiver_config": _PERCEIVER,
         },
         lambda *_: 5 * 64,
-        10,
+        24,
     ),
     "HuggingFaceTB/SmolVLM-Instruct": Shape(
         "idefics3",

@@ -77,12 +77,14 @@ def compare_worlds(
     """
     require(n >= 10, f"n is {n}", "give 10 pictures or more, so that differences have an interval")
     census = load_samples("scenes", n=_CENSUS, seed=seed)
-    known = {sample.truth[factor] for sample in census for factor in ("subject", "item")}
+    shared_values = {sample.truth[factor] for sample in census for factor in ("subject", "item")}
     tables = {}
     for world in WORLDS:
         samples = load_samples(world, n=n, seed=seed)
         report = evaluate(vlm, samples, seed=seed, progress=progress, dataset=world)
-        tables[world] = pd.concat([*_captions(report, samples, known), *_answers(report, known)])
+        tables[world] = pd.concat(
+            [*_captions(report, samples, shared_values), *_answers(report, shared_values)]
+        )
     rows = {}
     for name in tables["scenes"]["measurement"].unique():
         first, second = (table[table["measurement"] == name] for table in tables.values())
@@ -151,13 +153,13 @@ def _compared(first: pd.DataFrame, second: pd.DataFrame, seed: int) -> dict[str,
     estimates["difference"] = difference(
         second["right"], first["right"], second["sample"], first["sample"], seed=seed
     )
-    most = Counter(second["truth"].dropna()).most_common(1)
-    estimates["constant"] = most[0][1] / len(second) if most else float("nan")
+    commonest = Counter(second["truth"].dropna()).most_common(1)
+    estimates["constant"] = commonest[0][1] / len(second) if commonest else float("nan")
     return estimates
 
 
 def _captions(
-    report: Report, samples: Sequence[Sample], known: set[object]
+    report: Report, samples: Sequence[Sample], shared_values: set[object]
 ) -> Iterator[pd.DataFrame]:
     """Trials of the captions, one a picture: measurement, sample, right, truth."""
     truths = [sample.truth for sample in samples]
@@ -172,15 +174,15 @@ def _captions(
         trials["right"] = trials["right"].astype(bool)
         yield trials.assign(measurement=f"caption, {factor}")
         if factor in ("subject", "item"):
-            shared = trials[trials["truth"].isin(known)]
+            shared = trials[trials["truth"].isin(shared_values)]
             yield shared.assign(measurement=f"caption, {factor}{_SHARED}")
 
 
-def _answers(report: Report, known: set[object]) -> Iterator[pd.DataFrame]:
+def _answers(report: Report, shared_values: set[object]) -> Iterator[pd.DataFrame]:
     """Trials of the answers, one a question: measurement, sample, right, truth."""
     answers = report.answers.rename(columns={"correct": "right", "answer": "truth"})
     for kind, trials in answers.groupby("type", sort=True):
-        shared = trials[trials["target"].isin(known)]
+        shared = trials[trials["target"].isin(shared_values)]
         yield trials.assign(measurement=f"answer, {kind}")
         if kind == "presence":
             yield shared.assign(measurement=f"answer, {kind}{_SHARED}")

@@ -313,7 +313,7 @@ def discarding(vlm: VLM, layers: Sequence[int], call: Call) -> Call:
     """
 
     def hand_on(block: nn.Module, args: tuple, kwargs: dict, out: Tensor | tuple) -> object:
-        """Give what entered a block in place of its output, which is thrown away."""
+        """Give what entered a block (in ``args`` or ``kwargs``) in place of its output ``out``."""
         entered = args[0] if args else kwargs["hidden_states"]
         return anatomy.with_states(out, entered)
 
@@ -1250,13 +1250,15 @@ def record_redundancy(
             )
 
 
-def _order_ahead(measure: pd.Series, other: pd.Series, cost: pd.Series, seed: int) -> Estimate:
+def _order_ahead(measure: pd.Series, baseline: pd.Series, cost: pd.Series, seed: int) -> Estimate:
     """By how much one rank correlation with a cost is above another, with blocks drawn again."""
     n = len(cost)
     rows = np.vstack([np.arange(n), np.random.default_rng(seed).integers(n, size=(2000, n))])
-    ranks = [rankdata(values.to_numpy()[rows], axis=1) for values in (measure, other, cost)]
-    centred = [one - one.mean(axis=1, keepdims=True) for one in ranks]
-    first, second, last = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in centred)
+    ranks = [rankdata(values.to_numpy()[rows], axis=1) for values in (measure, baseline, cost)]
+    centred = [values - values.mean(axis=1, keepdims=True) for values in ranks]
+    first, second, last = (
+        values / np.linalg.norm(values, axis=1, keepdims=True) for values in centred
+    )
     ahead = (first * last).sum(axis=1) - (second * last).sum(axis=1)
     return percentile_interval(float(ahead[0]), ahead[1:], n)
 

@@ -18,6 +18,7 @@ from xlvlms_tutorial.data import DATASETS, Sample, load_samples
 from xlvlms_tutorial.loading.loading import load
 from xlvlms_tutorial.methods.steering import Run, SteeringVectors, best_setting
 from xlvlms_tutorial.metrics import (
+    STYLE_WORDS,
     Estimate,
     bleu,
     caption_attributes,
@@ -28,7 +29,7 @@ from xlvlms_tutorial.metrics import (
     style_share,
 )
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.tutorials.experiments import describe, describe_steered
+from xlvlms_tutorial.tutorials.experiments import Experiment, describe, describe_steered
 from xlvlms_tutorial.validation import require_one_of
 
 _VARIED = 0.65  # the share of different words above which a caption does not stutter
@@ -950,3 +951,204 @@ def facts_table(
         right_time = pd.Series(agrees, dtype=float).mean()
         rows[name] = facts.to_dict() | {"all facts": facts.mean(), "time, where told": right_time}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def record_gains(
+    experiment: Experiment,
+    studies: Mapping[str, StyleStudy],
+    answers: Mapping[Name, Sequence[str]],
+    words: Mapping[str, Iterable[str]],
+    focus: str,
+    seed: int = 0,
+) -> dict[Name, Estimate]:
+    """Record STEER-4: what each recipe brings, and what the paired vector has over a prompt.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    studies : mapping of str to StyleStudy
+        From :func:`studies`, by recipe.
+    answers : mapping of (str, str) to sequence of str
+        The captions by recipe and style.
+    words : mapping of str to iterable of str
+        The words of each style.
+    focus : str
+        The style that the paired vector and the prompt are compared for.
+    seed : int, default 0
+        Of the intervals.
+
+    Returns
+    -------
+    dict of (str, str) to Estimate
+        The gain by style and recipe.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import Experiment
+    >>> from xlvlms_tutorial.tutorials.steering_style import StyleStudy, record_gains
+    >>> study = StyleStudy(vlm, "scenes", [20], samples, samples, samples, seed=0)
+    >>> answers = dict.fromkeys([("paired", "time"), ("prompt", "time")], study.usual)
+    >>> recipes, words = {"paired": study, "prompt": study}, {"time": ["night"]}
+    >>> experiment = Experiment("steering-style", "tiny", "scenes")
+    >>> gains = record_gains(experiment, recipes, answers, words, "time")
+    >>> gains["time", "paired"].value, len(experiment.records)
+    (0.0, 2)
+    """
+    gains = {}
+    for (recipe, style), captions in answers.items():
+        gains[style, recipe] = gain(studies[recipe], captions, words[style])
+        if recipe in ("published", "paired"):
+            variant = f"style={style}, {recipe}"
+            effect = gains[style, recipe]
+            experiment.record("STEER-4", effect, "no steering", variant, choice="validation")
+    steered, prompted = (
+        style_rate(answers[recipe, focus], words[focus]) for recipe in ("paired", "prompt")
+    )
+    lead = difference(steered, prompted, paired=True, seed=seed)
+    variant = f"style={focus}, paired, minus the prompt"
+    experiment.record("STEER-4", lead, "prompt", variant, choice="validation")
+    return gains
+
+
+def check_usual(
+    experiment: Experiment, captions: Sequence[str], words: Mapping[str, Iterable[str]]
+) -> None:
+    """Write down which sentences hold about captions of the model as it is.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    captions : sequence of str
+        The captions.
+    words : mapping of str to iterable of str
+        The words of place, mood and time.
+    """
+    share = {style: style_share(captions, of_style).mean() for style, of_style in words.items()}
+    experiment.check("the model always names the place", share["place"] == 1)
+    experiment.check("the model has no mood", share["mood"] == 0)
+    experiment.check("some captions tell the time of day and others do not", 0 < share["time"] < 1)
+
+
+def check_sweep(experiment: Experiment, table: pd.DataFrame, limit: float) -> None:
+    """Write down which sentences hold about the settings tried on validation pictures.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    table : pandas.DataFrame
+        From :func:`sweep`.
+    limit : float
+        The share of broken captions that is allowed.
+    """
+    of_time = table["style"] == "time"
+    experiment.check(
+        "places, colours and moods gain a few hundredths at most",
+        table.loc[~of_time, "gain"].max() < 0.05,
+    )
+    unbroken = table[of_time & (table["broken"] <= limit)]
+    experiment.check(
+        "the time of day gains with most captions unbroken", (unbroken["gain"] > 0.02).any()
+    )
+
+
+def check_gains(experiment: Experiment, bands: pd.DataFrame) -> None:
+    """Write down which sentences hold about the gains in the paper's styles.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    bands : pandas.DataFrame
+        The gains of :func:`record_gains`, with the columns "style", "recipe" and "value".
+    """
+    value = bands[bands["style"].isin(STYLE_WORDS)].groupby("recipe")["value"]
+    lowest, highest = value.min(), value.max()
+    vectors = [highest.get(recipe, 0) for recipe in ("published", "paired")]
+    experiment.check(
+        "no vector brings more than a few hundredths of the paper's styles", max(vectors) < 0.05
+    )
+    rest = [highest.get(recipe, 0) for recipe in ("prompt", "distilled")]
+    experiment.check("neither a prompt nor the distilled shift does more", max(rest) < 0.05)
+    experiment.check("each adapter brings much of its style", lowest.get("adapter", 0) > 0.06)
+
+
+def check_moods(
+    experiment: Experiment,
+    study: StyleStudy,
+    captions: Sequence[str],
+    words: Mapping[str, Iterable[str]],
+    focus: str,
+) -> None:
+    """Write down whether a vector made of moods brings the style in focus in their place.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    study : StyleStudy
+        The model and its pictures.
+    captions : sequence of str
+        What it says of the test pictures with that vector.
+    words : mapping of str to iterable of str
+        The words of "mood" and of the style in focus.
+    focus : str
+        That style.
+    """
+    experiment.check(
+        "a vector of moods brings the time of day and no mood",
+        gain(study, captions, words[focus]).value > 0.02
+        and not style_share(captions, words["mood"]).any(),
+    )
+
+
+def check_facts(experiment: Experiment, facts: pd.DataFrame, focus: str) -> None:
+    """Write down which sentences hold about the facts that steered captions keep.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    facts : pandas.DataFrame
+        From :func:`facts_table`, with the rows "as it is" and "vector of times" (of the style in
+        focus), and "paired, colour" where there is one.
+    focus : str
+        The style in focus.
+    """
+    vector = f"vector of {focus}s"
+    loss = facts.loc["as it is", "all facts"] - facts["all facts"]
+    experiment.check(
+        "the time of day is right in nearly all cases",
+        facts.loc[vector, "time, where told"] > 0.85,
+    )
+    experiment.check("the vector of times costs few facts, and not none", 0 < loss[vector] < 0.1)
+    experiment.check(
+        "the paired vector for colours costs far more", loss.get("paired, colour", 0) > 0.1
+    )
+
+
+def check_strengths(
+    experiment: Experiment,
+    captions: Mapping[float, Sequence[str]],
+    samples: Sequence[Sample],
+    words: Iterable[str],
+) -> None:
+    """Write down which sentences hold about captions at several strengths.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The chapter's.
+    captions : mapping of float to sequence of str
+        The captions at the strengths 0, 1 and 3.
+    samples : sequence of Sample
+        Their pictures.
+    words : iterable of str
+        The words of the time of day.
+    """
+    words = list(words)
+    before, after = (style_rate(captions[strength], words).mean() for strength in (0.0, 1.0))
+    experiment.check("at 1 the time of day appears", after > before)
+    experiment.check("at 3 captions fall apart", intact(captions[3.0], samples).mean() < 0.5)

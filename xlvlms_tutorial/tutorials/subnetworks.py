@@ -362,7 +362,7 @@ def overlaps(
     """
     values = []
     for calibrations in zip(first, second, strict=True):
-        masks, others = (wanda(vlm, each, sparsity, layers) for each in calibrations)
+        masks, others = (wanda(vlm, calibration, sparsity, layers) for calibration in calibrations)
         values.append(masks.iou(others)["iou"].mean())
     return np.array(values)
 

@@ -109,13 +109,13 @@ def make_pairs(
 
 def _drawn_twice(kind: str, n: int, split: str, seed: int) -> list[Pair]:
     pairs: list[Pair] = []
-    for sample, other in counterfactual_samples(_CANDIDATES * n, kind, split, seed):
-        question, changed = _asked(sample, kind), _asked(other, kind)
+    for sample, counterpart in counterfactual_samples(_CANDIDATES * n, kind, split, seed):
+        question, changed = _asked(sample, kind), _asked(counterpart, kind)
         if len(pairs) == n or question is None or changed is None:
             continue
         if changed.answer != question.answer:
             answers = question.answer, changed.answer
-            pairs.append(Pair(kind, question.text, sample.image, other.image, answers))
+            pairs.append(Pair(kind, question.text, sample.image, counterpart.image, answers))
     return pairs
 
 
@@ -131,13 +131,17 @@ def _swapped(dataset: str, kinds: Sequence[str], n: int, split: str, seed: int) 
     pairs = []
     for kind in [kind for kind in kinds if kind in present] or ["any"]:
         of_kind = [pair for pair in questions if kind in ("any", pair[0].type)]
-        made = 0
+        n_pairs = 0
         for number, (question, sample) in enumerate(of_kind):
-            for other, second in of_kind[number + 1 :]:
-                if made < n and other.answer != question.answer and second is not sample:
+            for second_question, second in of_kind[number + 1 :]:
+                if (
+                    n_pairs < n
+                    and second_question.answer != question.answer
+                    and second is not sample
+                ):
                     pictures = sample.image, second.image
                     pairs.append(Pair(kind, question.text, *pictures, (question.answer, "")))
-                    made += 1
+                    n_pairs += 1
                     break
     return pairs
 
@@ -190,11 +194,11 @@ class AnsweredPairs:
             tokens[:, 1] = torch.where(corrupt == first[:, 0], first[:, 1], corrupt)
         rows = []
         for row, pair in enumerate(pairs):
-            right = self._begins(tokens[row, 0], pair.answers[0])
+            correct = self._begins(tokens[row, 0], pair.answers[0])
             if both:
                 differs = bool(corrupt[row] != first[row, 0])
-                right = right and differs and self._begins(corrupt[row], pair.answers[1])
-            if right:
+                correct = correct and differs and self._begins(corrupt[row], pair.answers[1])
+            if correct:
                 rows.append(row)
         selected = _first_of_each(pairs, rows if len(rows) > 1 else range(len(pairs)), n)
         self.tokens = tokens[selected]
@@ -233,10 +237,12 @@ class AnsweredPairs:
         True
         """
         words = []
-        for token, pair, known in zip(logits.argmax(dim=-1), self.pairs, self.tokens, strict=True):
+        for token, pair, first_tokens in zip(
+            logits.argmax(dim=-1), self.pairs, self.tokens, strict=True
+        ):
             word = self.vlm.tokenizer.decode([int(token)]).strip()
             for number in (1, 0):
-                if token == known[number] and pair.answers[number].startswith(word or "?"):
+                if token == first_tokens[number] and pair.answers[number].startswith(word or "?"):
                     word = pair.answers[number]
             words.append(word)
         return words
@@ -262,8 +268,8 @@ class AnsweredPairs:
         >>> bool((study.gap(logits) > 0).all())
         True
         """
-        chosen = logits.gather(1, self.tokens.to(logits.device))
-        return chosen[:, 0] - chosen[:, 1]
+        gathered = logits.gather(1, self.tokens.to(logits.device))
+        return gathered[:, 0] - gathered[:, 1]
 
     def lost(self, logits: Float[Tensor, "b v"]) -> Float[np.ndarray, "b"]:
         """Return 1 where the first token is no longer that of the clean answer, else 0.
@@ -629,7 +635,7 @@ def losses(
     study: AnsweredPairs,
     lost: Float[np.ndarray, "w b"],
     tried: Sequence[range],
-    chosen: Mapping[str, tuple[int, int]],
+    choice: Mapping[str, tuple[int, int]],
     n_draws: int = 3,
 ) -> dict[str, Float[np.ndarray, "b"]]:
     """Return which test answers go in the window chosen for their kind, and under both baselines.
@@ -642,7 +648,7 @@ def losses(
         From :func:`sweep` on them.
     tried : sequence of range
         The windows.
-    chosen : mapping of str to (int, int)
+    choice : mapping of str to (int, int)
         From :func:`choose`. A kind that is not in it gets the first choice there is.
     n_draws : int, default 3
         How many draws of random positions are averaged.
@@ -662,7 +668,7 @@ def losses(
     >>> result["band"].tolist(), result["equal window elsewhere"].tolist()
     ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
     """
-    of_row = [chosen.get(str(kind), next(iter(chosen.values()))) for kind in study.kinds]
+    of_row = [choice.get(str(kind), next(iter(choice.values()))) for kind in study.kinds]
     best, elsewhere = np.array(of_row).T
     rows = np.arange(len(of_row))
     random = np.zeros(len(of_row))
@@ -921,7 +927,7 @@ def band_statements(
     study: AnsweredPairs,
     lost: Float[np.ndarray, "w b"],
     tried: Sequence[range],
-    chosen: Mapping[str, tuple[int, int]],
+    choice: Mapping[str, tuple[int, int]],
     places: Mapping[str, Estimate],
     by_kind: pd.DataFrame,
     centre: int,
@@ -936,7 +942,7 @@ def band_statements(
         From :func:`sweep` on them.
     tried : sequence of range
         The windows.
-    chosen : mapping of str to (int, int)
+    choice : mapping of str to (int, int)
         From :func:`choose`.
     places : mapping of str to Estimate
         From :func:`where`, by kind.
@@ -959,7 +965,7 @@ def band_statements(
     >>> band_statements(study, np.zeros((1, 3)), [range(1, 4)], {}, {}, pd.DataFrame(), 24)
     {}
     """
-    if not {"colour", "place", "count"} <= set(places) & set(chosen):
+    if not {"colour", "place", "count"} <= set(places) & set(choice):
         return {}
     direct = ["colour", "place"]
     ends = []
@@ -974,7 +980,7 @@ def band_statements(
     bands, baselines = by_kind.loc[direct, "band"], by_kind.loc[direct, "equal window elsewhere"]
     return {
         "for colour and place the window chosen on validation holds the expected block": all(
-            centre in tried[chosen[kind][0]] for kind in direct
+            centre in tried[choice[kind][0]] for kind in direct
         ),
         "the intervals of their middles lie within a block of the expected one": bool(
             max(abs(end - centre) for end in ends) <= 1

@@ -32,7 +32,7 @@ from xlvlms_tutorial.interventions import edit
 from xlvlms_tutorial.io import digest, read_json, write_json
 from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.methods.steering import RepresentationTuning
-from xlvlms_tutorial.methods.steering.representation_tuning import drawn, frozen
+from xlvlms_tutorial.methods.steering.representation_tuning import batch_rows, frozen
 from xlvlms_tutorial.metrics.answers import exact_match
 from xlvlms_tutorial.metrics.intervals import Estimate, percentile_interval, resampled_shares
 from xlvlms_tutorial.models.batching import with_eos
@@ -238,17 +238,17 @@ def encoded_once(vlm: VLM) -> Iterator[None]:
     >>> bool((logits[0] == logits[1]).all())
     True
     """
-    inner, known = vlm.model.model, {}
+    inner, encoded = vlm.model.model, {}
     encode = inner.get_image_features
 
     def features(pixel_values: Tensor, **options: object) -> SimpleNamespace:
         names = []
         for row in pixel_values:
             names.append(hash(row.float().numpy().tobytes()))
-            if names[-1] not in known:
+            if names[-1] not in encoded:
                 with torch.no_grad():
-                    known[names[-1]] = encode(pixel_values=row[None], **options).pooler_output[0]
-        return SimpleNamespace(pooler_output=[known[name] for name in names])
+                    encoded[names[-1]] = encode(pixel_values=row[None], **options).pooler_output[0]
+        return SimpleNamespace(pooler_output=[encoded[name] for name in names])
 
     inner.get_image_features = features
     try:
@@ -319,7 +319,8 @@ class PromptCache:
         answers = with_eos(self.vlm, [item.target for item in items])
         samples = [item.sample for item in items]
         batch = self.vlm.batch_of(samples, [item.prompt for item in items], answers)
-        ids, mask, seen = batch["input_ids"], batch.mask("answer"), batch["attention_mask"]
+        ids, mask = batch["input_ids"], batch.mask("answer")
+        attention_mask = batch["attention_mask"]
         starts = mask.int().argmax(dim=1).tolist()
         cut = min(starts) - self.last
         columns = []
@@ -332,11 +333,11 @@ class PromptCache:
         cache = DynamicCache()
         for layer in range(len(keys)):
             cache.update(keys[layer], values[layer], layer)
-        places = (seen.cumsum(dim=1) - 1).clamp_min(0)
+        places = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
         with self.vlm.run(batch):
             logits = self.vlm.model(
                 input_ids=ids[:, cut:],
-                attention_mask=seen,
+                attention_mask=attention_mask,
                 position_ids=places[:, cut:],
                 past_key_values=cache,
                 use_cache=True,
@@ -395,7 +396,7 @@ def train(
     """
 
     def loss(step: int) -> Float[Tensor, ""]:
-        rows = drawn(len(items), BATCH_SIZE, seed, step)
+        rows = batch_rows(len(items), BATCH_SIZE, seed, step)
         if cache is not None:
             return cache.loss(rows)
         chosen_items = [items[row] for row in rows]
@@ -804,8 +805,8 @@ def record_margins(
     {}
     """
     records = load_ladder() if records is None else records
-    here = experiment.run["model"], experiment.run["dataset"]
-    if here != (records["settings"]["model"], DATASET):
+    current = experiment.run["model"], experiment.run["dataset"]
+    if current != (records["settings"]["model"], DATASET):
         return {}
     estimates = margins(records)
     for description, estimate in estimates.items():

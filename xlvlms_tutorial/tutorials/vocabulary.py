@@ -143,14 +143,14 @@ def word_frame(picture: Image.Image, top: pd.DataFrame, most: int = 8) -> Html:
     rows, columns = _grid(len(top), picture)
     step = math.ceil(max(rows, columns) / most)
     places = np.arange(len(top)).reshape(rows, columns)[::step, ::step]
-    shown = top.iloc[places.ravel()]
+    subset = top.iloc[places.ravel()]
     cells = ""
-    for word, probability in zip(shown["word"], shown["probability"], strict=True):
+    for word, probability in zip(subset["word"], subset["probability"], strict=True):
         shade = f"background:rgba(8,40,52,{0.55 + 0.45 * probability:.2f})"
         text = escape(word.strip() or repr(word)[1:-1])
         cells += _div(_CELL, _div(f"{_WORD};{shade}", text))
     size = picture.width, picture.width * rows // columns
-    alt = f"A picture with a word on each cell: {', '.join(shown['word'])}"
+    alt = f"A picture with a word on each cell: {', '.join(subset['word'])}"
     image = picture_html(ImageOps.fit(picture, size), alt, 400)
     grid = _GRID.format(*(f"repeat({number},minmax(0,1fr))" for number in places.shape))
     return Html(_div(_PICTURE, image + _div(grid, cells)))
@@ -399,8 +399,8 @@ def by_factor(
     """
     shares = {}
     for factor in factors:
-        own, another = naming(words, samples, [factor]).mean()
-        shares[factor] = round(float(own - another), 2) + 0.0  # never a negative zero
+        correct, another = naming(words, samples, [factor]).mean()
+        shares[factor] = round(float(correct - another), 2) + 0.0  # never a negative zero
     return pd.Series(shares)
 
 

@@ -343,9 +343,9 @@ def top_share(maps: Planes, share: float) -> Masks:
     _range(maps)
     flat = maps.flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
-    chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen.scatter_(1, order[:, : round(share * flat.shape[1])], True)
-    return chosen.view(maps.shape)
+    strongest = torch.zeros_like(flat, dtype=torch.bool)
+    strongest.scatter_(1, order[:, : round(share * flat.shape[1])], True)
+    return strongest.view(maps.shape)
 
 
 def perturbation_curves(

@@ -120,6 +120,7 @@ class _Scores:
         reached: list[Tensor] = []
 
         def detach(_module: nn.Module, _inputs: tuple, output: object) -> Tensor:
+            """Hook ``(_module, _inputs, output)``: the maps of the output become a leaf."""
             reached.append(_maps_of(output).detach().requires_grad_())
             return reached[-1]
 
@@ -135,6 +136,7 @@ class _Scores:
         reached: list[Tensor] = []
 
         def read(_module: nn.Module, _inputs: tuple, output: object) -> None:
+            """Hook ``(_module, _inputs, output)``: note the maps of the output."""
             reached.append(_maps_of(output))
 
         with _hooked(self.module, read):
@@ -230,6 +232,7 @@ def _ablation(scores: _Scores) -> Tensor:
     for rows, channels in _pairs(maps, scores.batch_size):
 
         def silence(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+            """Hook ``(_module, _inputs, output)``: one channel a row of the output is 0."""
             changed = output.clone()
             changed[torch.arange(len(changed)), channels] = 0  # noqa: B023 used within the pass
             return changed

@@ -65,8 +65,8 @@ class WordScores:
     >>> import torch
     >>> from xlvlms_tutorial.methods.attribution import WordScores
     >>> scores = WordScores(vlm, samples, "picture", ["A picture"] * 4)
-    >>> kept = torch.ones(4, scores.side, scores.side, dtype=torch.bool)
-    >>> scores(kept).shape, bool((scores(kept) < 0).all())
+    >>> everything = torch.ones(4, scores.side, scores.side, dtype=torch.bool)
+    >>> scores(everything).shape, bool((scores(everything) < 0).all())
     (torch.Size([4]), True)
     """
 
@@ -95,12 +95,12 @@ class WordScores:
     def __len__(self) -> int:
         return sum(len(part.tokens) for part in self._parts)
 
-    def __call__(self, kept: Bool[Tensor, "n side side"]) -> Float[Tensor, "n"]:
+    def __call__(self, visible: Bool[Tensor, "n side side"]) -> Float[Tensor, "n"]:
         """Score the words with these image tokens alone.
 
         Parameters
         ----------
-        kept : Tensor of bool (n, side, side)
+        visible : Tensor of bool (n, side, side)
             True where an image token stays as it is.
 
         Returns
@@ -115,14 +115,14 @@ class WordScores:
         """
         size = (len(self), self.side, self.side)
         require(
-            tuple(kept.shape) == size,
-            f"a mask of {tuple(kept.shape)} for image tokens of {size}",
+            tuple(visible.shape) == size,
+            f"a mask of {tuple(visible.shape)} for image tokens of {size}",
             "give one value for each image token of each sample",
         )
         scores = []
         first = 0
         for part in self._parts:
-            rows = kept[first : first + len(part.tokens)].flatten(1)
+            rows = visible[first : first + len(part.tokens)].flatten(1)
             scores.append(part.score(rows, self.means))
             first += len(rows)
         return torch.cat(scores)
@@ -148,9 +148,11 @@ class _Part:
         self.tokens = self.entering[self.image.cpu()].unflatten(0, (len(rows), -1))
         self.n_tokens = self.tokens.shape[1]
 
-    def score(self, kept: Bool[Tensor, "b t"], means: Float[Tensor, "t d"]) -> Float[Tensor, "b"]:
+    def score(
+        self, visible: Bool[Tensor, "b t"], means: Float[Tensor, "t d"]
+    ) -> Float[Tensor, "b"]:
         states = self.entering.clone()
-        states[self.image.cpu()] = torch.where(kept[..., None], self.tokens, means).flatten(0, 1)
+        states[self.image.cpu()] = torch.where(visible[..., None], self.tokens, means).flatten(0, 1)
         change = patch(self.vlm, states, 0, self.image)
         last = self.run.read(self.vlm.n_layers, self.mask, change=change)
         return self._picked(self.vlm.unembed(last).cpu())
@@ -160,6 +162,7 @@ class _Part:
         reached: list[Tensor] = []
 
         def detach(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            """Hook ``(_module, args, kwargs)``: the states that enter become a leaf."""
             reached.append(anatomy.states_in(args, kwargs).detach().requires_grad_())
             if args:
                 return (reached[0], *args[1:]), kwargs
@@ -283,14 +286,14 @@ def _mean_attention(attentions: Sequence[Tensor]) -> Float[Tensor, "b t t"]:
 
 def _occlusion(scores: WordScores) -> Float[Tensor, "n side side"]:
     n, side = len(scores), scores.side
-    kept = torch.ones(n, side, side, dtype=torch.bool)
-    whole = scores(kept)
+    visible = torch.ones(n, side, side, dtype=torch.bool)
+    unchanged = scores(visible)
     drops = torch.zeros(n, side, side)
     for row in range(side):
         for column in range(side):
-            kept[:, row, column] = False
-            drops[:, row, column] = whole - scores(kept)
-            kept[:, row, column] = True
+            visible[:, row, column] = False
+            drops[:, row, column] = unchanged - scores(visible)
+            visible[:, row, column] = True
     return drops
 
 

@@ -208,7 +208,7 @@ def _check(
 
 
 def image_mask(vlm: VLM, batch: Batch, expected: int | None = None) -> Bool[Tensor, "b t"]:
-    """Mask of the image tokens of a batch, the same number in each row.
+    """Mask of the image tokens of a batch of ``vlm``, the same number in each row.
 
     The number is ``expected``, or by default that of the first row.
     """
@@ -244,7 +244,9 @@ def up_to_words(
 ) -> tuple[Batch, Bool[Tensor, "b t"]]:
     """The batch up to the last token of interest, and the mask of that token in each row.
 
-    What comes after it is cut off: in a causal decoder it has no influence.
+    The token of interest is, in each answer, the last one of the first of ``words``, or with
+    the first ``side`` of ``SIDES`` the one before the word, which predicts it. What comes after
+    it is cut off: in the causal decoder of ``vlm`` it has no influence.
     """
     mask = torch.zeros_like(batch.spans, dtype=torch.bool)
     for row, answer in enumerate(batch.mask("answer")):

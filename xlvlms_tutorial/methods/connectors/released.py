@@ -146,19 +146,19 @@ def load_released(path: str | os.PathLike[str]) -> ReleasedConnector:
     content = _read(Path(path))
     weights = content.get("model", content)
     config = content.get("config") or {}
-    own = _own_weights(weights, str(path))
+    renamed = _own_weights(weights, str(path))
     settings = config.get("connector_config") or {}
-    hidden, width = own["down.weight"].shape
+    hidden, width = renamed["down.weight"].shape
     connector = QueryConnector(
         width,
-        len(own["out.weight"]),
-        len(own["queries"]),
+        len(renamed["out.weight"]),
+        len(renamed["queries"]),
         hidden,
         settings.get("num_heads", _HEADS),
-        1 + max(int(name.split(".")[2]) for name in own if name.startswith("blocks.")),
+        1 + max(int(name.split(".")[2]) for name in renamed if name.startswith("blocks.")),
     )
     try:
-        connector.load_state_dict(own)
+        connector.load_state_dict(renamed)
     except RuntimeError as error:
         raise LoadError(
             f"the connector of {path} has weights of other shapes than its first block: {error}",
@@ -188,7 +188,7 @@ def _read(path: Path) -> Mapping[str, object]:
 
 def _own_weights(weights: object, name: str) -> dict[str, Tensor]:
     """The weights of the connector under our names, float32."""
-    own, numbers = {}, set()
+    renamed, numbers = {}, set()
     items = weights.items() if isinstance(weights, Mapping) else ()
     for key, weight in items:
         match = _PREFIX.fullmatch(str(key))
@@ -202,12 +202,12 @@ def _own_weights(weights: object, name: str) -> dict[str, Tensor]:
                 "queries has not",
                 "use one of released_checkpoints()",
             )
-        own[f"{_PARTS[part]}{dot}{rest}"] = weight.float()
+        renamed[f"{_PARTS[part]}{dot}{rest}"] = weight.float()
     if len(numbers) > 1:
         problem = f"{name} holds {len(numbers)} connectors, for several layers"
         raise LoadError(problem, "use one of released_checkpoints()")
     for needed in ("down.weight", "queries", "up.weight", "out.weight", "blocks.layers.0"):
-        if not any(key.startswith(needed) for key in own):
+        if not any(key.startswith(needed) for key in renamed):
             problem = f"{name} holds no connector with learned queries: {needed} is missing"
             raise LoadError(problem, "use one of released_checkpoints()")
-    return own
+    return renamed

@@ -295,8 +295,8 @@ def _noisy(picture: Tensor, noise: float, seed: int) -> Tensor:
     pixels = picture.detach().float().cpu().contiguous()
     number = zlib.crc32(pixels.numpy().tobytes(), seed)
     random = torch.Generator().manual_seed(number)
-    drawn = torch.randn(pixels.shape, generator=random)
-    return math.sqrt(1 - noise) * pixels + math.sqrt(noise) * drawn
+    gaussian = torch.randn(pixels.shape, generator=random)
+    return math.sqrt(1 - noise) * pixels + math.sqrt(noise) * gaussian
 
 
 @dataclass(frozen=True)

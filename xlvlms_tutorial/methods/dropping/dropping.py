@@ -292,9 +292,9 @@ class _Shortening:
             states = states.clone()
             for row, row_mask in enumerate(mask):
                 places = row_mask.nonzero().flatten()
-                chosen, means = merge_tokens(states[row, places], self.keep)
-                states[row, places[chosen]] = means
-                stays[row, places[chosen]] = True
+                representatives, means = merge_tokens(states[row, places], self.keep)
+                states[row, places[representatives]] = means
+                stays[row, places[representatives]] = True
             self.kept.scores = None
             return states, stays
         scores = self._scores(states[:, : mask.shape[1]], mask)

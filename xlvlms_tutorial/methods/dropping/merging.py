@@ -61,8 +61,8 @@ def merge_tokens(
         # sums first: several tokens may go into one
         sums = (means * sizes).index_add(0, targets, (means * sizes)[sources])
         sizes = sizes.index_add(0, targets, sizes[sources])
-        left = ones(len(positions), dtype=bool, device=states.device)
-        left[sources] = False
-        positions, sizes = positions[left], sizes[left]
-        means = sums[left] / sizes
+        remaining = ones(len(positions), dtype=bool, device=states.device)
+        remaining[sources] = False
+        positions, sizes = positions[remaining], sizes[remaining]
+        means = sums[remaining] / sizes
     return positions, means

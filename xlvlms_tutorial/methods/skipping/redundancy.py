@@ -111,8 +111,8 @@ def layer_redundancy(
 
 def _behind_the_picture(batch: Batch) -> Bool[Tensor, "b t"]:
     """The positions after the picture's last one."""
-    seen = batch.mask("image").cumsum(dim=1)
-    after = seen == seen[:, -1:]
+    so_far = batch.mask("image").cumsum(dim=1)
+    after = so_far == so_far[:, -1:]
     return after & (batch.spans != SPANS.index("image")) & (batch.spans != SPANS.index("padding"))
 
 

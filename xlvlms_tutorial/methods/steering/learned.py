@@ -301,16 +301,14 @@ class LearnedSteering:
         with torch.enable_grad():
             for epoch in range(self.epochs):
                 total = 0.0
-                for chosen in torch.randperm(len(states), generator=generator).split(
-                    self.batch_size
-                ):
+                for rows in torch.randperm(len(states), generator=generator).split(self.batch_size):
                     loss = self._loss(
-                        _forward(*weights, states[chosen]), shifts[chosen], epoch / self.epochs
+                        _forward(*weights, states[rows]), shifts[rows], epoch / self.epochs
                     )
                     optimiser.zero_grad()
                     loss.backward()
                     optimiser.step()
-                    total += loss.item() * len(chosen)
+                    total += loss.item() * len(rows)
                 schedule.step()
                 self.history.append(total / len(states))
         values = [weight.detach() for weight in weights]

@@ -207,8 +207,8 @@ def balanced_threshold(gaps: Float[Tensor, "n"], labels: Sequence[bool]) -> floa
     ordered = np.unique(values)
     middles = (ordered[1:] + ordered[:-1]) / 2
     tried = np.concatenate([[ordered[0] - 1], middles, [ordered[-1] + 1]])
-    right = (values[:, None] > tried) == np.asarray(labels, dtype=bool)[:, None]
-    return float(tried[right.mean(axis=0).argmax()])
+    correct = (values[:, None] > tried) == np.asarray(labels, dtype=bool)[:, None]
+    return float(tried[correct.mean(axis=0).argmax()])
 
 
 def _forms(word: str) -> list[str]:

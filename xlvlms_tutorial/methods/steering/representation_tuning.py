@@ -273,7 +273,7 @@ class RepresentationTuning:
         require(seed >= 0, f"seed is {seed}", "give 0 or more")
 
         def loss(step: int) -> Float[Tensor, ""]:
-            rows = drawn(len(samples), batch_size, seed, step)
+            rows = batch_rows(len(samples), batch_size, seed, step)
             value = loss_of(
                 vlm,
                 [samples[row] for row in rows],
@@ -407,9 +407,9 @@ def load_tuning(path: str | Path, vlm: VLM) -> RepresentationTuning:
         model, width = settings.pop("model"), settings.pop("width")
     except (KeyError, TypeError, ValueError) as cause:
         raise LoadError(f"{path!s} is damaged ({cause!r})", "train it again") from cause
-    other = "load it for the model that it was trained for"
-    require_equal("models of the file and of what is tuned", model, vlm.name, other)
-    require_equal("widths of file and model", width, vlm.width, other)
+    advice = "load it for the model that it was trained for"
+    require_equal("models of the file and of what is tuned", model, vlm.name, advice)
+    require_equal("widths of file and model", width, vlm.width, advice)
     try:
         tuning = RepresentationTuning(vlm, **settings)
         tuning.functions.load_state_dict(tensors)
@@ -421,7 +421,10 @@ def load_tuning(path: str | Path, vlm: VLM) -> RepresentationTuning:
 @recorded
 @contextmanager
 def representation_tuning(vlm: VLM, tuning: RepresentationTuning, digest: str) -> Iterator[None]:
-    """Change the states of the tuned layers; ``digest`` tells the parameters apart in records."""
+    """Change the states of the tuned layers of ``vlm``, as ``tuning`` has learned to.
+
+    ``digest`` tells the parameters apart in records.
+    """
     refuse_folded(vlm, tuning.layers, "tuning its states")
     with ExitStack() as stack:
         for layer in tuning.layers:
@@ -448,6 +451,9 @@ def examples(
 ) -> tuple[list[Sample], list[str], list[str]]:
     """Return samples with a prompt and an answer each, or refuse them.
 
+    ``prompts`` is one text for all samples or one for each; without ``answers`` the first
+    captions of the samples are taken.
+
     Raises
     ------
     InputError
@@ -465,8 +471,8 @@ def examples(
     return samples, prompts, answers
 
 
-def drawn(n: int, batch_size: int, seed: int, step: int) -> Sequence[int]:
-    """Return the numbers of the samples of a step, which nothing but seed and step decide."""
+def batch_rows(n: int, batch_size: int, seed: int, step: int) -> Sequence[int]:
+    """Return which ``batch_size`` of ``n`` samples a step sees, decided by seed and step alone."""
     rng = np.random.default_rng([seed, step])
     return rng.choice(n, min(batch_size, n), replace=False).tolist()
 
