@@ -38,7 +38,7 @@ class Column(NamedTuple):
     unit: str = ""
 
 
-_OF_EFFECT = "that of the effect: see the column effect"
+_OF_EFFECT = "as effect"  # the column of that name says which
 # By table, and there in the order of the columns.
 COLUMNS = {
     "ledger": (
