@@ -1,4 +1,4 @@
-.PHONY: help install lock book page pictures test check newest numerics bench lint pairs api release pocket reproduce live-check live-kernels live-picture clean
+.PHONY: help install lock book page pictures test check newest numerics bench lint pairs api exports report release pocket reproduce live-check live-kernels live-picture clean
 SHELL := /bin/bash
 # The first Python that runs: a version manager may put names on the path that answer nothing.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
@@ -26,7 +26,9 @@ help:
 	@echo "make api     rewrite the API pages from what the front doors offer"
 	@echo "make numerics  execute all pages as on four kinds of processor into _build/numerics and print what differs (ONLY=page: one of them; WRITE=1: keep what moved in the package); goes on where it was stopped"
 	@echo "make reproduce  run a small grid of chapters on the embedded model into _build/reproduce (eight minutes on two cores); goes on where it was stopped"
-	@echo "make lock    write requirements.lock anew, the hashes of what requirements.txt pins"
+	@echo "make exports  lay the ledger of the last build beside its pages in every form, and validate them (RO-Crate, Croissant) in an environment of their own"
+	@echo "make report  write a short report of the ledger into _build/report: markdown, and a PDF where Chromium is installed"
+	@echo "make lock    write requirements.lock and tools/exports-requirements.txt anew, with the hashes of what is pinned"
 	@echo "make live-check  compare the model of the page \"Live\" with PyTorch: 100 captions, questions, interventions, states, a claim of the ledger (CAPTIONS=10: fewer); needs node"
 	@echo "make live-picture  record the page \"Live\" of the built book at work, into assets/live.webp; needs Chromium"
 	@echo "make live-kernels  build live/kernels.wasm from live/kernels.c, with the compiler of live/requirements.txt"
@@ -53,6 +55,8 @@ lock:
 	_build/lock/bin/python -m pip install -q --no-deps --require-hashes -r tools/requirements.txt
 	_build/lock/bin/uv pip compile -q --universal --python-version 3.11.5 --no-deps --no-emit-package torch --generate-hashes --upgrade \
 	  --no-annotate --custom-compile-command "make lock" requirements.txt -o requirements.lock
+	_build/lock/bin/uv pip compile -q --universal --python-version 3.11.5 --generate-hashes --upgrade \
+	  --no-annotate --custom-compile-command "make lock" tools/exports-requirements.in -o tools/exports-requirements.txt
 
 # Here, where a bar and a path are in place; on a page they would not be.
 $(FETCHED): $(STAMP)
@@ -99,6 +103,12 @@ api: $(STAMP)
 # ONLY reaches the shell as a variable, as above.
 numerics: $(FETCHED)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.numerics --jobs $${JOBS:-2} $(if $(WRITE),--write) $${ONLY:+-- "$$ONLY"}
+
+exports: $(STAMP)
+	PYTHON="$(PYTHON)" bash .ci/exports
+
+report: $(STAMP)
+	@$(PY) -m tools.report
 
 # The tests refuse a tagged state for the same reasons.
 release: $(STAMP)

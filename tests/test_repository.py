@@ -283,6 +283,7 @@ LOCKED = [
     "requirements.lock",
     "requirements-models.txt",
     "tools/requirements.txt",
+    "tools/exports-requirements.txt",
     "benchmarks/requirements.txt",
 ]
 
@@ -581,7 +582,13 @@ def test_workflows_run_what_the_readme_says():
         for step in workflows["weekly"]["jobs"]["unbounded"]["steps"]
     )
     ci = (ROOT / ".ci/run").read_text()
-    assert re.findall(r"^part make (\w+)$", ci, re.M) == ["install", "test", "newest", "book"]
+    assert re.findall(r"^part make (\w+)$", ci, re.M) == [
+        "install",
+        "test",
+        "newest",
+        "book",
+        "exports",
+    ]
     readme = (ROOT / "README.md").read_text()
     assert "make book" in readme
     assert "make test" in readme

@@ -17,11 +17,12 @@ from pathlib import Path
 import yaml
 from jsonschema import validate
 
-from tools import ROOT, ties
+from tools import ROOT, exports, ties
 from tools.chapters import config, notebooks, pages
 from tools.execute import BUILD, CLAIMS, QUIET, cached, fill, locked
 from tools.fetch_assets import fetch
 from tools.live import site
+from tools.release import day
 from xlvlms_tutorial.batch.results import measurements
 from xlvlms_tutorial.claims import merge, write_claims
 from xlvlms_tutorial.claims.headlines import SCHEMA
@@ -158,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         more = measurements(batch) if batch.exists() else ()
         content = write_claims(merge(CLAIMS, more), BUILD / "claims.json")
         validate(content, read_json(SCHEMA))
+        exports.lay(content, BUILD / "html" / exports.FOLDER, day())
     return built
 
 

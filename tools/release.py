@@ -1,10 +1,12 @@
 """Tag this state as a release, or say what keeps it from being one: ``python -m tools.release``."""
 
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import yaml
 
@@ -59,6 +61,19 @@ def git(*command: str) -> str:
     return subprocess.run(
         ["git", *command], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     ).stdout
+
+
+def day() -> str:
+    """The day of the commit that is checked out, such as "2026-12-01".
+
+    Today where there is no repository. SOURCE_DATE_EPOCH, seconds since 1970, replaces both.
+    """
+    if seconds := os.environ.get("SOURCE_DATE_EPOCH"):
+        return datetime.fromtimestamp(int(seconds), UTC).date().isoformat()
+    try:
+        return git("log", "-1", "--format=%cs").strip()
+    except (OSError, subprocess.CalledProcessError):
+        return datetime.now(UTC).date().isoformat()
 
 
 def tags() -> list[str]:

@@ -5,6 +5,7 @@ import yaml
 from jupyter_book.config import get_default_sphinx_config
 
 from tools import build, not_executed
+from xlvlms_tutorial.io import read_json
 
 
 @pytest.fixture
@@ -113,6 +114,22 @@ def test_one_page_is_executed_built_and_shown(root, monkeypatch, capsys):
     settings = yaml.safe_load((root / "_build" / "config.yml").read_text(encoding="utf-8"))
     assert settings["sphinx"]["config"]["not_executed"] == ["book/claims"]
     assert f"open {root / '_build' / 'html' / 'book' / 'inside.html'}" in capsys.readouterr().out
+
+
+def test_a_whole_book_lays_the_exports_of_its_ledger(root, monkeypatch):
+    monkeypatch.setattr(build, "notebooks", lambda: [root / "book" / "inside.md"])
+    monkeypatch.setattr(build, "pages", lambda: [])
+    monkeypatch.setattr(build, "fetch", lambda: True)
+    monkeypatch.setattr(build, "fill", lambda wanted: [])
+    monkeypatch.setattr(build.ties, "problems", lambda *arguments: [])
+    monkeypatch.setattr(build, "build_pages", lambda *arguments: 0)
+    monkeypatch.setattr(build, "lay_live", lambda: None)
+    laid = []
+    monkeypatch.setattr(build.exports, "lay", lambda *arguments: laid.append(arguments))
+    assert build.main([]) == 0
+    ((content, folder, _),) = laid
+    assert content == read_json(root / "_build" / "claims.json")
+    assert folder == root / "_build" / "html" / "ledger"
 
 
 def test_a_page_that_there_is_not_is_refused_with_those_that_there_are(capsys):

@@ -22,6 +22,7 @@ from xlvlms_tutorial.claims.headlines import (
     write_claims,
 )
 from xlvlms_tutorial.claims.ledger import counts, headline_table, ledger, overview
+from xlvlms_tutorial.claims.tables import data_dictionary, ledger_tables, write_tables
 
 __all__ = [
     "CLAIMS",
@@ -32,12 +33,14 @@ __all__ = [
     "check",
     "claim",
     "counts",
+    "data_dictionary",
     "findings",
     "findings_table",
     "headline_table",
     "headlines",
     "holm",
     "ledger",
+    "ledger_tables",
     "merge",
     "multiplicity",
     "overview",
@@ -47,4 +50,5 @@ __all__ = [
     "sentence",
     "verdict",
     "write_claims",
+    "write_tables",
 ]
