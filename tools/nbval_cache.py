@@ -31,6 +31,7 @@ LONG = (
     "steering-style",
     "learned-steering",
     "hallucination",
+    "in-context",
     "tracing",
     "merging",
     "pruning",

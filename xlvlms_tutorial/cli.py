@@ -48,6 +48,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("steering-style", "1.8 GB", "under 3 minutes"),
     ("learned-steering", "1.8 GB", "under 3 minutes"),
     ("hallucination", "1.8 GB", "under 2 minutes"),
+    ("in-context", "1.8 GB", "under 2 minutes"),
     ("merging", "1.8 GB", "under 2 minutes"),
     ("skipping", "2.4 GB", "under 4 minutes"),
     ("skip-training", "2.4 GB", "under 3 minutes"),

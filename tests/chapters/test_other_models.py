@@ -49,6 +49,7 @@ SHORT = {
     "steering-style": {"n_samples": 12, "n_valid": 4, "n_test": 8, "adapters": [], "distil": []},
     "learned-steering": {"n_samples": 8, "n_validation": 4, "n_test": 6, "depths": [0.4, 0.7]},
     "hallucination": {"n_samples": 8, "n_validation": 4, "n_captions": 4},
+    "in-context": {"n_samples": 4, "n_pool": 40, "n_support": 8, "shots": 2},
     "tracing": {
         "n_samples": 6,
         "n_validation": 4,

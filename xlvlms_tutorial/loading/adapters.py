@@ -17,6 +17,7 @@ from xlvlms_tutorial.models.finetune import import_peft
 from xlvlms_tutorial.text import STYLES
 
 SHIPPED = tuple(f"pocket-{style}" for style in STYLES)
+NAMING = "pocket-names"  # trained on episodes with made-up names
 BASE = "pocket-llava"
 _MAGNITUDE = "lora_magnitude_vector"
 
@@ -38,7 +39,8 @@ def add_adapter(
     model : PreTrainedModel
         The model, changed in place.
     adapter : str or path
-        One of ``SHIPPED``, also at a step ("pocket-place@step-0040"), a folder or a hub id.
+        One of ``SHIPPED`` or ``NAMING``, also at a step ("pocket-place@step-0040"), a folder or
+        a hub id.
     name : str
         What the model was loaded as: shipped adapters fit one model only.
     offline : bool
@@ -54,7 +56,7 @@ def add_adapter(
     """
     adapter = os.path.expanduser(adapter)
     require_installed("peft", is_peft_available(), f"adapter {adapter!r}", "load again")
-    if adapter.partition("@")[0] in SHIPPED:
+    if adapter.partition("@")[0] in (*SHIPPED, NAMING):
         if name != BASE:
             raise LoadError(
                 f"adapter {adapter!r} on {name!r}",

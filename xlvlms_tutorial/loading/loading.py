@@ -103,7 +103,8 @@ def load(
         arXiv 2208.07339, and 2023, arXiv 2305.14314). Not quantised by default.
     adapter : str or path, or mapping of str to them, optional
         Folder or hub id of a LoRA or DoRA adapter (peft), or for pocket LLaVA "pocket-place",
-        "pocket-colour" or "pocket-mood", also at a step of its training ("pocket-place@step-0040").
+        "pocket-colour", "pocket-mood" or "pocket-names", also at a step of its training
+        ("pocket-place@step-0040").
         The model keeps its class: ``vlm.model.disable_adapters()`` turns it off. Several LoRAs are
         a mapping from the name that each shall have; they are off until
         :func:`~xlvlms_tutorial.methods.merging.adapters.mixed` mixes them. None by default.

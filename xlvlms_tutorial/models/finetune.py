@@ -119,7 +119,7 @@ def fine_tune(
     require_counts(steps=steps, batch_size=batch_size, rank=rank)
     if seed < 0:
         raise InputError(f"seed is {seed}", "give 0 or more")
-    parameters = _add(vlm, rank, targets, seed)
+    parameters = add_lora(vlm, rank, targets, seed)
     folder = None if folder is None else Path(folder)
     prompt = prompt or PROMPTS.get(samples[0].modality, PROMPTS["image"])
 
@@ -312,7 +312,41 @@ def _answers(
     return texts
 
 
-def _add(vlm: VLM, rank: int, targets: Sequence[str], seed: int) -> dict[str, nn.Parameter]:
+def add_lora(
+    vlm: VLM, rank: int, targets: Sequence[str] | str = TARGETS, seed: int = 0
+) -> dict[str, nn.Parameter]:
+    """Add an untrained LoRA, in place; the model's answers stay as they are.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model, without an adapter.
+    rank : int
+        Rank of the factors.
+    targets : sequence of str, or "connector"
+        As for :func:`fine_tune`.
+    seed : int
+        Draws the first factor; the second is 0.
+
+    Returns
+    -------
+    dict of str to Parameter
+        The factors by name, in float32, ready to be trained.
+
+    Raises
+    ------
+    LoadError
+        If peft is not installed, or the model has an adapter already.
+    InputError
+        If no linear layer has such a name.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.loading import load
+    >>> from xlvlms_tutorial.models.finetune import add_lora
+    >>> len(add_lora(load("pocket-llava"), rank=1))  # two factors of two maps in 30 blocks
+    120
+    """
     require_installed("peft", is_peft_available(), "fine-tuning", "try again")
     if getattr(vlm.model, "peft_config", None):
         raise LoadError(f"{vlm.name!r} has an adapter already", "load the model again without one")
