@@ -140,7 +140,8 @@ def test_the_scorer_is_trained_and_measured_by_its_own_measures(calls):
 
 def test_an_unknown_run_is_refused_before_anything_is_trained(calls):
     with pytest.raises(
-        LoadError, match="'smell'.*image, video, audio, joint, gemma, image-1, image-2, encoder-lite0"
+        LoadError,
+        match="'smell'.*image, video, audio, joint, gemma, image-1, image-2, encoder-lite0",
     ):
         main.main(["image", "smell"])
     assert calls["trained"] == calls["loaded"] == []
