@@ -1,6 +1,7 @@
 """The second language model: its terms, its files, its blocks, and what its connector learnt."""
 
 import hashlib
+import json
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -94,8 +95,13 @@ def test_the_original_is_taken_from_a_folder(chunks, tmp_path, monkeypatch):
     monkeypatch.setenv("XLVLMS_GEMMA", str(folder))
     with pytest.raises(AssetError, match="lacks config.json, model.safetensors"):
         assets.gemma_folder()
-    for file in ("config.json", "model.safetensors"):
-        (folder / file).touch()
+    (folder / "model.safetensors").touch()
+    shape = {"model_type": "gemma3_text", "hidden_size": 640, "num_hidden_layers": 18}
+    for key, value in (("num_hidden_layers", 26), ("hidden_size", 1152), ("model_type", "llama")):
+        (folder / "config.json").write_text(json.dumps(shape | {key: value}))
+        with pytest.raises(AssetError, match=rf"is not Gemma 3 270M: .*'{key}': '?{value}"):
+            assets.gemma_folder()
+    (folder / "config.json").write_text(json.dumps(shape))
     assert assets.gemma_folder() == folder and str(folder) in assets.gemma_status()
 
 

@@ -161,3 +161,35 @@ def test_a_strip_has_a_gap_before_the_query():
     picture = np.asarray(in_context.strip(episode, height=20))
     assert picture.shape == (20, 56, 3)
     assert (picture[:, 20:36] == 255).all() and (picture[:, :20] == 90).all()
+
+
+def test_checks_compare_with_chance_the_vote_and_the_adapter():
+    right, wrong = (pd.DataFrame({"constrained": [word] * 8}) for word in "ab")
+    made = [Episode(example(f"q{k}", "a"), ()) for k in range(8)]
+    rows = {
+        ("naming", "intact", 2): (0.9, 0.6, 1.0, 0.5),
+        ("naming", "caption as image", 2): (0.5, 0.4, 0.6, 0.5),
+        ("naming", "RICES", 2): (0.9, 0.8, 1.0, 0.7),
+        ("questions", "intact", 2): (0.9, 0.85, 1.0, 0.5),
+        ("questions", "intact", 0): (0.8, 0.7, 0.9, float("nan")),
+        ("questions", "query blind", 2): (0.3, 0.2, 0.4, 0.5),
+    }
+    columns = ["constrained", "low", "high", "vote"]
+    scores = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows), columns)
+    results = {
+        ("naming", "intact", 2): (made, right),
+        ("naming", "no adapter", 2): (made, wrong),
+    }
+    experiment = Experiment("in-context", "pocket-llava", "scenes")
+    sentences = {}
+    experiment.check = lambda statement, holds: sentences.update({statement: bool(holds)})
+    in_context.check_scores(experiment, results, scores, 2)
+    assert sentences == {
+        "naming is not surely better than copying one at random": False,
+        "true captions do not surely help naming": True,
+        "retrieved demonstrations help naming, and the vote names at least as well": False,
+        "without any demonstration most questions are answered": True,
+        "questions need the picture of the query": True,
+        "demonstrations do not surely help questions": False,
+        "the adapter is not surely better than none": False,
+    }

@@ -321,7 +321,7 @@ def test_thumbnails_are_embedded_once_however_often_they_are_shown():
     assert max(map(len, tags.values())) < 100 < len(style) // 3
     for tag in tags.values():
         name = re.search(r"thumb (t[0-9a-f]{10})", tag).group(1)
-        assert style.count(f".{name}{{width:32px;height:24px;") == 1
+        assert style.count(f".{name}{{width:32px;aspect-ratio:32/24;") == 1
 
 
 def test_equal_pictures_share_their_bytes_and_names_follow_from_content():

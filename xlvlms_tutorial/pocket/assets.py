@@ -27,6 +27,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import AssetError, damaged_file, missing_wheel, unknown_asset
+from xlvlms_tutorial.io import read_json
 from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, quiet, say, sweep
 from xlvlms_tutorial.pocket.conversion import Form, converted_folder, is_converted
 
@@ -209,6 +210,7 @@ TERMS_VARIABLE = "XLVLMS_GEMMA_TERMS"
 GEMMA_GO_ON = "load('pocket-gemma')"
 WEIGHTS_FILE = "model.safetensors"
 GEMMA = Form("gemma-3-270m", "Gemma 3 270M", 850_000_000, 32_768, "bfloat16")
+_GEMMA_SHAPE = {"model_type": "gemma3_text", "hidden_size": 640, "num_hidden_layers": 18}
 
 
 def asset_path(wheel: str, file: str) -> Path:
@@ -421,6 +423,13 @@ def _original(name: str) -> Path:
     if lacking:
         raise AssetError(
             f"{folder} lacks {', '.join(lacking)}; give the whole folder of google/gemma-3-270m"
+        )
+    config = read_json(folder / "config.json")
+    shape = {key: config.get(key) for key in _GEMMA_SHAPE}
+    if shape != _GEMMA_SHAPE:
+        raise AssetError(
+            f"{GEMMA_VARIABLE}={name!r} is not Gemma 3 270M: {shape}, and {_GEMMA_SHAPE} is "
+            "needed; give the folder of google/gemma-3-270m"
         )
     return folder
 

@@ -61,6 +61,20 @@ def converted_folder(
     folder's name holds the GGUF's ``sha256`` and transformers' version, as both decide what is
     written. Processes that ask at the same time wait for one conversion.
 
+    Parameters
+    ----------
+    sha256 : str
+        Of the whole GGUF.
+    source : callable
+        Returns the GGUF, or its parts in order; called only where the folder has to be made.
+    form : Form, optional
+        What the folder is called, how large it becomes and in which numbers weights are stored.
+
+    Returns
+    -------
+    Path
+        The folder, which ``from_pretrained`` takes.
+
     Raises
     ------
     LoadError
@@ -122,6 +136,15 @@ def convert(source: Path, target: Path, form: Form = SMOLLM2) -> None:
     SmolLM2 in float32, because nothing shorter holds the dequantised values: bfloat16 changes 82 %
     of its weights and float16 48 %. Rounded weights would make "float32" results depend on the way
     they were stored.
+
+    Parameters
+    ----------
+    source : Path
+        The GGUF.
+    target : Path
+        An empty folder.
+    form : Form, optional
+        As for :func:`converted_folder`.
 
     Raises
     ------

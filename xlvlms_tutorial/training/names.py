@@ -155,7 +155,22 @@ def other_turns(samples: Sequence[Sample], generator: np.random.Generator) -> li
 
 @torch.no_grad()
 def image_states(vlm: VLM, samples: Sequence[Sample], size: int = 20) -> Float[Tensor, "n t d"]:
-    """Return what the frozen connector makes of each picture, once for the whole run."""
+    """Return what the frozen connector makes of each picture, once for the whole run.
+
+    Parameters
+    ----------
+    vlm : VLM
+        A model of one picture a text.
+    samples : sequence of Sample
+        The pictures.
+    size : int, default 20
+        Pictures that are encoded together.
+
+    Returns
+    -------
+    Tensor (n, t, d)
+        t image tokens a picture, of the language model's width d.
+    """
     parts = []
     for start in range(0, len(samples), size):
         pictures = [sample.image for sample in samples[start : start + size]]
@@ -170,7 +185,22 @@ def image_states(vlm: VLM, samples: Sequence[Sample], size: int = 20) -> Float[T
 def conversation_loss(
     vlm: VLM, states: Float[Tensor, "n t d"], conversations: Sequence[Sequence[Part]]
 ) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy of the answers to learn, in nats a token."""
+    """Return the mean cross-entropy of the answers to learn.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model, whose chat template is ChatML.
+    states : Tensor (n, t, d)
+        Image tokens, as :func:`image_states` returns them.
+    conversations : sequence of sequences of Part
+        The turns of each text; a turn's ``row`` is that of its picture in ``states``.
+
+    Returns
+    -------
+    Tensor ()
+        Nats a token, over the tokens of the answers that are learned.
+    """
     tokenizer, config = vlm.tokenizer, vlm.model.config
     encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     rows, labels, pictures = [], [], []

@@ -200,14 +200,16 @@ def captioned(episodes: Sequence[Episode], samples: Sequence[Sample]) -> list[Ep
     """
     captions = {sample.id: sample.captions[0] for sample in samples if sample.captions}
 
-    def told(example: Example) -> Example:
+    def described(example: Example) -> Example:
         question = f"{captions.get(example.id, '')} {example.question}".strip()
         return replace(example, image=None, question=question)
 
     changed = []
     for episode in episodes:
-        demonstrations = tuple(told(example) for example in episode.demonstrations)
-        changed.append(replace(episode, query=told(episode.query), demonstrations=demonstrations))
+        demonstrations = tuple(described(example) for example in episode.demonstrations)
+        changed.append(
+            replace(episode, query=described(episode.query), demonstrations=demonstrations)
+        )
     return changed
 
 
@@ -488,16 +490,13 @@ def record(
     >>> experiment.records
     []
     """
-
-    def compare(claim: str, task: str, condition: str, against: str, variant: str) -> None:
-        keys = (task, condition, shots), (task, against, shots)
-        if all(key in results for key in keys):
-            experiment.record(claim, drop(results, *keys), f"the same, {against}", variant)
-
     for change in ("remove", "swap"):
         name = f"images {change}"
-        compare("ICL-1", "naming", "intact", name, f"naming, {name}")
-        compare("ICL-2", "questions", "intact", name, f"questions, {name}")
+        for claim, task in (("ICL-1", "naming"), ("ICL-2", "questions")):
+            keys = (task, "intact", shots), (task, name, shots)
+            if all(key in results for key in keys):
+                estimate = drop(results, *keys)
+                experiment.record(claim, estimate, f"the same, {name}", f"{task}, {name}")
     for task in ("naming", "questions"):
         if (task, "RICES", shots) not in results:
             continue
@@ -539,6 +538,91 @@ def _record_slope(experiment: Experiment, results: Mapping, shots: int) -> None:
     experiment.record("ICL-5", estimate, "one shot", "shifted demonstrations")
     estimate = difference(shifted, plain, groups_a=groups, paired=True)
     experiment.record("ICL-5", estimate, "the change without a shift", "minus no shift")
+
+
+def check_scores(
+    experiment: Experiment,
+    results: Mapping[tuple[str, str, int], tuple[Sequence[Episode], pd.DataFrame]],
+    scores: pd.DataFrame,
+    shots: int,
+) -> None:
+    """Check what the page says of its two tasks, beside chance, the vote and the adapter.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The page's experiment.
+    results : mapping
+        As for :func:`score`. With a condition "no adapter" the adapter is compared too.
+    scores : DataFrame
+        As :func:`score` returns it.
+    shots : int
+        Demonstrations of the conditions.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.tutorials import Experiment, in_context
+    >>> rows = {"naming": ("intact", "caption as image", "RICES"),
+    ...         "questions": ("intact", "query blind")}
+    >>> keys = [(task, name, 3) for task, names in rows.items() for name in names]
+    >>> keys.append(("questions", "intact", 0))
+    >>> numbers = {"constrained": 0.4, "low": 0.3, "high": 0.5, "vote": 0.6}
+    >>> scores = pd.DataFrame([numbers] * 6, index=pd.MultiIndex.from_tuples(keys))
+    >>> in_context.check_scores(Experiment("in-context", "pocket-llava", "s"), {}, scores, 3)
+    """
+    check = experiment.check
+    naming, questions = scores.loc["naming"], scores.loc["questions"]
+    chance = 1 / shots  # whoever copies a demonstration at random
+    check(
+        "naming is not surely better than copying one at random",
+        naming.loc[("intact", shots), "low"] <= chance,
+    )
+    check(
+        "true captions do not surely help naming",
+        naming.loc[("caption as image", shots), "low"] <= chance,
+    )
+    retrieved = naming.loc[("RICES", shots)]
+    check(
+        "retrieved demonstrations help naming, and the vote names at least as well",
+        retrieved["low"] > chance and retrieved["vote"] >= retrieved["constrained"],
+    )
+    alone = questions.loc[("intact", 0)]
+    check("without any demonstration most questions are answered", alone["low"] > 0.5)
+    check(
+        "questions need the picture of the query",
+        questions.loc[("query blind", shots), "high"] < alone["low"],
+    )
+    check(
+        "demonstrations do not surely help questions",
+        questions.loc[("intact", shots), "low"] <= alone["constrained"],
+    )
+    without = ("naming", "no adapter", shots)
+    if without in results:
+        gain = drop(results, ("naming", "intact", shots), without)
+        check("the adapter is not surely better than none", gain.low <= 0)
+
+
+def spelled(answers: Iterable[str]) -> list[str]:
+    """Spell out answers for readers: what is none of the task's words has no text.
+
+    Parameters
+    ----------
+    answers : iterable of str
+        A column that :func:`answer` returned.
+
+    Returns
+    -------
+    list of str
+        The answers, "(something else)" for "".
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.in_context import spelled
+    >>> spelled(["dax", ""])
+    ['dax', '(something else)']
+    """
+    return [text or "(something else)" for text in answers]
 
 
 def strip(episode: Episode, height: int = 96) -> Image.Image:

@@ -386,7 +386,9 @@ def _style_class(image: Image.Image, size: int, quality: int) -> tuple[str, str]
         data = buffer.getvalue()
     name = f"t{hashlib.sha256(data).hexdigest()[:10]}"
     picture = f"url(data:image/webp;base64,{base64.b64encode(data).decode()})"
-    return name, f".{name}{{width:{width}px;height:{height}px;background-image:{picture}}}"
+    # by its ratio, so that a narrow screen makes the picture smaller and cuts nothing off
+    shape = f"width:{width}px;aspect-ratio:{width}/{height}"
+    return name, f".{name}{{{shape};background-image:{picture}}}"
 
 
 def _fact_row(name: str, value: object) -> str:
