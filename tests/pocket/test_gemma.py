@@ -191,3 +191,42 @@ def test_a_prompt_begins_once_and_ends_before_the_answer(gemma):
     assert text.startswith("<bos><unused0>") and text.count("<bos>") == 1
     assert text.endswith("<unused0>\nQuestion: What is it?\nAnswer:")
     assert gemma.n_layers == 18 and gemma.model.generation_config.eos_token_id == [1, 107]
+
+
+def test_a_large_vocabulary_is_read_once_into_the_same_tokenizer(monkeypatch):
+    folder = assets.language_model_folder()
+    plain = build._tokenizer(folder)
+    monkeypatch.setattr(build, "_LARGE", 0)
+    monkeypatch.setattr(build.AutoTokenizer, "from_pretrained", lambda *a, **k: pytest.fail("slow"))
+    assert_same_tokenizers(build._tokenizer(folder), plain)
+
+
+@needs_gemma
+def test_gemma_has_the_tokenizer_that_transformers_makes():
+    folder = assets.gemma_folder()
+    plain = hf.AutoTokenizer.from_pretrained(folder, padding_side="left", model_max_length=8192)
+    assert_same_tokenizers(build._tokenizer(folder), plain)
+
+
+def assert_same_tokenizers(tokenizer, expected):
+    texts = ["", " ", "two  spaces\n\nand\ttabs", "éà 漢字 😀", "a.b , c !"]
+    texts += [f"{token}x{token}" for token in expected.all_special_tokens]
+    texts += ["<start_of_turn>user\n<image_soft_token>Hi<end_of_turn>", "<|im_start|>user\n<image>"]
+    for sample in load_samples("scenes", n=60, seed=5):
+        texts += [*sample.captions, *(question.text for question in sample.questions)]
+    for special in (True, False):
+        ids = expected(texts, add_special_tokens=special).input_ids
+        assert tokenizer(texts, add_special_tokens=special).input_ids == ids
+        for skipped in (True, False):
+            words = expected.batch_decode(ids, skip_special_tokens=skipped)
+            assert tokenizer.batch_decode(ids, skip_special_tokens=skipped) == words
+    assert len(tokenizer) == len(expected)
+    assert tokenizer.special_tokens_map == expected.special_tokens_map
+    for name in (
+        "padding_side",
+        "model_max_length",
+        "eos_token_id",
+        "pad_token_id",
+        "unk_token_id",
+    ):
+        assert getattr(tokenizer, name) == getattr(expected, name)

@@ -5,17 +5,18 @@ The genuine LLaVA class around a small frozen tower, a small frozen language mod
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import psutil
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     CLIPImageProcessorPil,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
@@ -29,6 +30,7 @@ from xlvlms_tutorial.pocket.tower import TowerConfig
 from xlvlms_tutorial.pocket.variants import VARIANTS, Variant
 
 SMOLLM2 = LANGUAGES["smollm2"]
+_LARGE = 10_000_000  # bytes of a tokenizer's file
 PLACEHOLDER = SMOLLM2.placeholder
 
 
@@ -134,15 +136,27 @@ def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], f
     save_tensors(file, stored, metadata)
 
 
-def pocket_config(
-    folder: Path, tower: TowerConfig | None = None, language: LanguageModel = SMOLLM2
-) -> LlavaConfig:
-    """Return LLaVA's configuration around the language model in ``folder`` and the tower."""
-    tower = tower or TowerConfig()
+def pocket_config(folder: Path, tower: TowerConfig, placeholder: int) -> LlavaConfig:
+    """Return LLaVA's configuration around the language model in ``folder`` and the tower.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The folder of the language model.
+    tower : TowerConfig
+        The shape of the tower.
+    placeholder : int
+        The token in whose places the image's states stand.
+
+    Returns
+    -------
+    LlavaConfig
+        The configuration.
+    """
     return LlavaConfig(
         vision_config=tower,
         text_config=AutoConfig.from_pretrained(folder),
-        image_token_index=_placeholder(folder, language.placeholder),
+        image_token_index=placeholder,
         image_seq_length=tower.grid**2,
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
@@ -177,7 +191,7 @@ def pocket_processor(
         The processor.
     """
     tower = tower or TowerConfig()
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", model_max_length=8192)
+    tokenizer = _tokenizer(folder)
     side = {"height": tower.image_size, "width": tower.image_size}
     pictures = CLIPImageProcessorPil(
         size=side, do_center_crop=False, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3
@@ -231,7 +245,9 @@ def build(
     _require_memory(name, language, dtype)
     folder = language.folder()
     tower = ENCODERS[settings.encoder].config
-    config = pocket_config(folder, tower, language)
+    processor = pocket_processor(folder, tower, settings.reads, language)
+    tokenizer = processor.tokenizer
+    config = pocket_config(folder, tower, tokenizer.convert_tokens_to_ids(language.placeholder))
     weights, _ = load_tensors(folder / "model.safetensors")
     state = {_weight_name(key): weight for key, weight in weights.items()}
     for key, weight in tower_state(settings.encoder).items():
@@ -243,10 +259,9 @@ def build(
         model = LlavaForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype
         )
-    processor = pocket_processor(folder, tower, settings.reads, language)
-    stops = processor.tokenizer.convert_tokens_to_ids(list(language.stops))
+    stops = tokenizer.convert_tokens_to_ids(list(language.stops))
     model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
-    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     model = use_onednn(model).eval().requires_grad_(False)
     return model, processor
 
@@ -286,7 +301,20 @@ def _weight_name(name: str) -> str:
     return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
 
 
-@cache
-def _placeholder(folder: Path, token: str) -> int:
-    # a tokenizer takes a good part of the time in which a model is loaded
-    return AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(token)
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder, padded on the left.
+
+    A vocabulary as large as Gemma's takes most of the time in which the model is loaded, as
+    ``from_pretrained`` reads its file several times, in Python. So it is read once, in Rust.
+    """
+    settings = {"padding_side": "left", "model_max_length": 8192}
+    file = folder / "tokenizer.json"
+    if file.stat().st_size < _LARGE:
+        return AutoTokenizer.from_pretrained(folder, **settings)
+    special = {}
+    for name, value in read_json(folder / "tokenizer_config.json").items():
+        if name in PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES and value is not None:
+            special[name] = value if isinstance(value, str) else value["content"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_file(str(file)), **settings, **special
+    )
