@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers
 
 from tests.support.tiny import redrawn, tiny_llava
 from tests.support.tokenizers import pieces_tokenizer
@@ -83,6 +84,20 @@ def test_the_state_of_a_word_of_several_pieces_is_that_at_its_last():
     ended = [token for token, end in zip(tokens, ends[0].tolist(), strict=True) if end]
     assert texts == [["cattle", "red"]]
     assert ended == ["tle", "▁red"]
+
+
+def test_words_are_told_apart_where_the_tokenizer_takes_a_sentence_for_one_word():
+    split, whole = pieces_tokenizer(), pieces_tokenizer()
+    whole.backend_tokenizer.pre_tokenizer = (
+        None  # as Gemma's: spaces are replaced, nothing is split
+    )
+    whole.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    sentence = "a red cattle, red"
+    assert set(whole(sentence).word_ids()) == {0}
+    inputs, ends, texts = _word_ends(whole, [sentence])
+    assert texts == _word_ends(split, [sentence])[2] == [["red", "cattle", "red"]]
+    tokens = np.array(whole.convert_ids_to_tokens(inputs["input_ids"][0]))
+    assert tokens[ends[0].numpy()].tolist() == ["▁red", "tle", "▁red"]
 
 
 def test_the_logit_lens_scores_the_logit_of_a_words_first_piece(vlm):

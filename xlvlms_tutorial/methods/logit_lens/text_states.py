@@ -1,6 +1,8 @@
 """States of words in sentences: what read-outs of other states are fitted on, and compared with."""
 
 import hashlib
+import re
+from bisect import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -152,12 +154,16 @@ def _word_ends(
     texts = []
     for row, sentence in enumerate(sentences):
         first = int(encoded["attention_mask"][row].argmax())
-        spans: dict[int, tuple[int, int]] = {}
+        starts = [run.start() for run in re.finditer(r"\w+", sentence)]
+        spans: dict[tuple[int, int], tuple[int, int]] = {}
         for position, number in enumerate(encoded.word_ids(row)):
             start, end = offsets[row][position]
-            # some tokenizers count marks as pieces of the word before them
-            if number is not None and any(map(str.isalnum, sentence[start:end])):
-                spans[number] = spans.get(number, (position,))[0], position
+            # some tokenizers count marks as pieces of the word before them, and some (Gemma's) the
+            # whole sentence as one word: what the sentence itself separates is two words
+            letter = re.search(r"[^\W_]", sentence[start:end])
+            if number is not None and letter:
+                word = number, bisect(starts, start + letter.start())
+                spans[word] = spans.get(word, (position,))[0], position
         words = []
         for begin, position in spans.values():
             if begin != first:
