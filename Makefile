@@ -25,7 +25,7 @@ help:
 	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: also where only outputs have changed); what the tests ran is not run again"
 	@echo "make api     rewrite the API pages from what the front doors offer"
 	@echo "make numerics  execute all pages as on four kinds of processor into _build/numerics and print what differs (ONLY=page: one of them; WRITE=1: keep what moved in the package); goes on where it was stopped"
-	@echo "make reproduce  run a small grid of chapters on the embedded model into _build/reproduce (eight minutes on two cores); goes on where it was stopped"
+	@echo "make reproduce  run a small grid of chapters on the embedded model into _build/reproduce (eight minutes on two cores); goes on where it was stopped. FULL=1: the whole grid, into _build/full (hours)"
 	@echo "make exports  lay the ledger of the last build beside its pages in every form, and validate them (RO-Crate, Croissant) in an environment of their own"
 	@echo "make report  write a short report of the ledger into _build/report: markdown, and a PDF where Chromium is installed"
 	@echo "make lock    write requirements.lock and tools/exports-requirements.txt anew, with the hashes of what is pinned"
@@ -118,7 +118,7 @@ pocket: $(STAMP)
 	$(PY) -m xlvlms_tutorial.training.main $(RUN)
 
 reproduce: $(FETCHED)
-	$(PY) -m xlvlms_tutorial reproduce reproduce/experiments.yaml --cores 2 --out _build/reproduce
+	$(PY) -m xlvlms_tutorial reproduce reproduce/$(if $(FULL),full,experiments).yaml --cores 2 --out _build/$(if $(FULL),full,reproduce)
 
 # CAPTIONS reaches the shell as a variable, as above.
 live-check: $(FETCHED)

@@ -161,6 +161,21 @@ def test_the_grids_of_the_repository_fit_the_chapters(name):
     assert {cell.gpus for cell in cells} == ({0} if name == "experiments" else {1})
 
 
+def test_the_full_grid_has_seeds_that_share_no_samples_and_every_connector():
+    from xlvlms_tutorial.pocket.variants import VARIANTS
+
+    cells = read_grid(EXPERIMENTS.with_name("full.yaml"), embedded=tuple(VARIANTS))
+    seeds = {}
+    for cell in cells:
+        name = (cell.chapter, cell.parameters["model"])
+        seeds.setdefault(name, set()).add(cell.parameters["seed"])
+        assert set(cell.parameters) == {"model", "dataset", "seed"}  # the chapters' own sizes
+    # several chapters take a second set of samples from seed + 1
+    assert all(used == {0, 2, 4, 6, 8} for used in seeds.values())
+    models = {model for _, model in seeds}
+    assert models == {"pocket-llava", "pocket-llava-seed1", "pocket-llava-seed2", "pocket-gemma"}
+
+
 @pytest.mark.parametrize("key", ["vary", "parameters"])
 @pytest.mark.parametrize("wrong", ["[a]", "abc", "3", "[{effect: 1}]", "true"])
 def test_what_should_be_a_mapping_and_is_none_is_refused(grid, key, wrong):

@@ -107,6 +107,21 @@ def test_the_summary_names_each_claim_with_its_headline(experiment):
     assert "one measurement" in page.text
 
 
+def test_the_summary_quotes_more_runs_where_the_package_has_them(experiment, monkeypatch):
+    experiment.record("IMA-1", LARGE, "another run")
+    experiment.record("IMA-3", NONE, "another token")
+    lines = {"pocket-llava": {"headline": "does not hold", "runs": 5}}
+    lines["<mine>"] = {"headline": "holds", "runs": 3}
+    monkeypatch.setattr(experiments, "pooled_headlines", lambda: {"IMA-1": lines})
+    first, second = BeautifulSoup(experiment.summary(), "html.parser").find_all("p")
+    pooled = (
+        "Pooled over seeds: SmolLM2, first connector, 5 runs: does not hold; <mine>, 3 runs: holds"
+    )
+    assert first.text.endswith(pooled)
+    assert first.find(class_="sign").text == "✓ holds"  # of this run, as before
+    assert "Pooled" not in second.text
+
+
 def test_what_is_pasted_elsewhere_is_not_shown_in_its_cell(monkeypatch):
     displayed = []
     monkeypatch.setattr(experiments, "display", lambda data, **more: displayed.append((data, more)))

@@ -22,6 +22,8 @@ from xlvlms_tutorial.claims.headlines import (
     write_claims,
 )
 from xlvlms_tutorial.claims.ledger import counts, headline_table, ledger, overview
+from xlvlms_tutorial.claims.pooled import pool, random_effects, read_runs
+from xlvlms_tutorial.claims.pooled_ledger import agreement, pooled_table
 from xlvlms_tutorial.claims.tables import data_dictionary, ledger_tables, write_tables
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "SIZES",
     "VERDICTS",
     "Claim",
+    "agreement",
     "check",
     "claim",
     "counts",
@@ -44,8 +47,12 @@ __all__ = [
     "merge",
     "multiplicity",
     "overview",
+    "pool",
+    "pooled_table",
+    "random_effects",
     "read_checks",
     "read_register",
+    "read_runs",
     "record",
     "sentence",
     "verdict",

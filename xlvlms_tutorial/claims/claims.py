@@ -465,6 +465,7 @@ def record(
         "interval_over": interval_over,
         "choice": choice,
         "scale": scale,
+        "test": claimed.test,
         **combined.asdict(),
         "verdict": combined_verdict,
         BETWEEN: separate_verdicts != {combined_verdict},

@@ -16,6 +16,7 @@ from IPython.core.formatters import format_display_data
 from IPython.display import display
 
 from xlvlms_tutorial import claims
+from xlvlms_tutorial.claims.pooled_ledger import MODELS, pooled_headlines
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.interventions import add
 from xlvlms_tutorial.methods.steering import Run
@@ -234,16 +235,19 @@ class Experiment:
         Returns
         -------
         :class:`~xlvlms_tutorial.view.cards.Html`
-            A paragraph a claim: its id, what it says, its headline and the size of its effect. A
-            page pastes it by ``{glue} in-short`` after :func:`glue` has named it.
+            A paragraph a claim: its id, what it says, its headline and the size of its effect; and
+            the headlines of more runs, by model, where the package has them. A page pastes it by
+            ``{glue} in-short`` after :func:`glue` has named it.
         """
+        pooled = pooled_headlines()
         paragraphs = ""
         for line in self.headlines():
             statement = escape(str(line["statement"]))
             effect = escape(str(line["effect"]))
             paragraphs += (
                 f"<p><b>{escape(str(line['id']))}</b> {statement} {badge(str(line['headline']))}"
-                f"<small>effect {effect}; {_counted(line)}</small></p>"
+                f"<small>effect {effect}; {_counted(line)}"
+                f"{_of_more_runs(pooled.get(str(line['id']), {}))}</small></p>"
             )
         return Html(f"{style_of('sign')}{style_of('shown')}<div class='shown'>{paragraphs}</div>")
 
@@ -264,6 +268,15 @@ def _counted(line: Mapping[str, object]) -> str:
     number = f"{n} measurements"
     # the headline corrects the verdicts for their number
     return f"{number}, {line['confirmed']} confirmed after correction"
+
+
+def _of_more_runs(by_model: Mapping[str, Mapping[str, object]]) -> str:
+    """The headlines of one claim over runs with other samples, as HTML; "" where there are none."""
+    parts = []
+    for model, line in by_model.items():
+        name = MODELS.get(model, model)
+        parts.append(escape(f"{name}, {line['runs']} runs: {line['headline']}"))
+    return f"<br>Pooled over seeds: {'; '.join(parts)}" if parts else ""
 
 
 def glue(name: str, output: object) -> None:
