@@ -512,8 +512,7 @@ def run_all(
     torch.set_num_threads(1)
     file, recipe = file or FILE, recipe or AimRecipe()
     settings = {"recipe": asdict(recipe), "alphas": list(ALPHAS)}
-    settings |= {"pictures": [N_LOOKS = 3  # times that a training is probed, behind its start
-N_TRAIN, N_PROBE, N_TEST], "versions": versions(torch)}
+    settings |= {"pictures": [N_TRAIN, N_PROBE, N_TEST], "versions": versions(torch)}
     records = read_json(file) if file.exists() else {"settings": settings, "runs": []}
     same = records["settings"] == settings
     require(same, f"{file!s} has runs with other settings", "remove the file")
