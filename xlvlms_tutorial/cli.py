@@ -35,6 +35,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("reading", "2.1 GB", "under 2 minutes"),
     ("alignment-score", "2.8 GB", "under 2 minutes"),
     ("subnetworks", "2.3 GB", "under 2 minutes"),
+    ("encoders", "1.0 GB", "under 1 minute"),
     ("concepts", "1.4 GB", "under 2 minutes"),
     ("concept-dictionaries", "1.4 GB", "under 2 minutes"),
     ("grounding", "1.8 GB", "under 2 minutes"),

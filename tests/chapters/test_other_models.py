@@ -47,6 +47,7 @@ SHORT = {
     "shift": {"n_samples": 20, "n_pool": 240, "n_steps": 10, "n_concepts": 5, "styles": ["colour"]},
     "steering-limits": {"n_samples": 8, "n_many": 20},
     "steering-style": {"n_samples": 12, "n_valid": 4, "n_test": 8, "adapters": [], "distil": []},
+    "encoders": {"n_samples": 4, "steps": 2, "n_shown": 2},
     "learned-steering": {"n_samples": 8, "n_validation": 4, "n_test": 6, "depths": [0.4, 0.7]},
     "hallucination": {"n_samples": 8, "n_validation": 4, "n_captions": 4},
     "in-context": {"n_samples": 4, "n_pool": 40, "n_support": 8, "shots": 2},
