@@ -34,6 +34,7 @@ LONG = (
     "in-context",
     "tracing",
     "merging",
+    "peft",
     "pruning",
     "shift",
     "skip-training",

@@ -51,6 +51,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("hallucination", "1.8 GB", "under 2 minutes"),
     ("in-context", "1.8 GB", "under 2 minutes"),
     ("merging", "1.8 GB", "under 2 minutes"),
+    ("peft", "2.4 GB", "under 2 minutes"),
     ("skipping", "2.4 GB", "under 4 minutes"),
     ("skip-training", "2.4 GB", "under 3 minutes"),
     ("pruning", "2.8 GB", "under 3 minutes"),

@@ -59,6 +59,7 @@ SHORT = {
         "width": 1,
     },
     "merging": {"n_samples": 3, "weights": [0.0, 1.0], "n_questions": 4},
+    "peft": {"n_samples": 2, "n_shown": 2, "steps": [0, 1]},
     "skip-training": {"n_samples": 8, "n_few": 2, "steps": 3},
     "pruning": {"n_samples": 6, "n_calibration": 2},
     "dropping": {"n_samples": 4, "n_validation": 3, "n_captions": 2, "rounds": 4},

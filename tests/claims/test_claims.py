@@ -27,7 +27,7 @@ IDS = {f"{prefix}-{k}" for prefix, n in COUNTS.items() for k in range(1, n + 1)}
 IDS |= {"LEARN-1", "LEARN-2", "LEARN-3", "LEARN-4", "HALL-1", "READ-1", "CAM-1", "CAM-2", "DROP-1"}
 IDS |= {"KNOCK-1", "ICL-1", "ICL-2", "ICL-3", "ICL-4", "ICL-5"}
 IDS |= {"AIM-1"}
-IDS |= {"MERGE-1", "MERGE-2", "MERGE-3", "MERGE-5"}
+IDS |= {"MERGE-1", "MERGE-2", "MERGE-3", "MERGE-5", "PEFT-1", "PEFT-2"}
 RUN = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "against": "chance"}
 
 

@@ -9,6 +9,7 @@ from xlvlms_tutorial.models.architectures import ARCHITECTURES, architectures
 from xlvlms_tutorial.models.batching import batches
 from xlvlms_tutorial.models.finetune import fine_tune, loss_of, save_adapter
 from xlvlms_tutorial.models.spans import SPANS, Batch, label
+from xlvlms_tutorial.models.tuning import TUNINGS, Tuning, tune
 from xlvlms_tutorial.models.turns import Turn
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -16,8 +17,10 @@ __all__ = [
     "ARCHITECTURES",
     "SITES",
     "SPANS",
+    "TUNINGS",
     "VLM",
     "Batch",
+    "Tuning",
     "Turn",
     "anatomy",
     "architectures",
@@ -28,4 +31,5 @@ __all__ = [
     "label",
     "loss_of",
     "save_adapter",
+    "tune",
 ]

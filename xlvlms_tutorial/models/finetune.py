@@ -353,7 +353,7 @@ def add_lora(
     import_peft()
     from peft import LoraConfig
 
-    pattern = _connector_pattern(vlm) if targets == "connector" else _blocks_pattern(vlm, targets)
+    pattern = _connector_pattern(vlm) if targets == "connector" else blocks_pattern(vlm, targets)
     torch.manual_seed(seed)  # of the first of the two factors; the second starts at 0
     vlm.model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern))
     # the factors learn in float32, whatever the dtype of the frozen weights
@@ -367,8 +367,14 @@ def add_lora(
     return parameters
 
 
-def _blocks_pattern(vlm: VLM, targets: Sequence[str]) -> str:
-    """Return the pattern of the names of the blocks' linear maps to train."""
+def blocks_pattern(vlm: VLM, targets: Sequence[str]) -> str:
+    """Return the pattern of the names of the blocks' linear maps to train.
+
+    Raises
+    ------
+    InputError
+        If no linear layer of the blocks has such a name.
+    """
     endings = set()
     for block in vlm.blocks:
         for name, module in block.named_modules():

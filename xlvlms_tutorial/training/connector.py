@@ -180,7 +180,7 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
     embeddings[:, first : first + visual.shape[1]] = visual.to(embeddings.dtype)
     states = language(
         inputs_embeds=embeddings,
-        attention_mask=_additive_mask(packed.mask, embeddings),
+        attention_mask=additive_mask(packed.mask, embeddings),
         position_ids=packed.position_ids.to(device),
         use_cache=False,
     ).last_hidden_state
@@ -193,7 +193,7 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
     return (weights * losses).sum() / weights.sum()
 
 
-def _additive_mask(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t t"]:
+def additive_mask(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t t"]:
     """Write the mask as what is added to attention scores.
 
     transformers' own attention, in Python, knows no other kind.

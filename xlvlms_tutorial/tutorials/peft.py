@@ -1,0 +1,446 @@
+"""Read what tuning few weights under a shift brought: scores, margins, and what was forgotten.
+
+``python -m xlvlms_tutorial.training.shift_tuning`` tunes and judges again; what it wrote is
+shipped, and :func:`load_records` reads it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+from xlvlms_tutorial.data import Sample
+from xlvlms_tutorial.io import read_json
+from xlvlms_tutorial.metrics.intervals import Estimate, percentile_interval, resampled_shares
+from xlvlms_tutorial.models import VLM, Tuning, loss_of
+from xlvlms_tutorial.samples import PROMPTS
+from xlvlms_tutorial.tutorials.experiments import Experiment
+from xlvlms_tutorial.validation import require_one_of
+from xlvlms_tutorial.view import plots
+
+FILE = Path(__file__).with_name("peft.json")
+DATASET = "scenes"
+PARTS = ("in domain", "out of domain", "old domain")
+UNTUNED, BLIND, FULL = "no tuning", "most frequent answer", "full tuning"
+LIMIT = 0.01  # of the weights: what the claim calls few
+RIVALS = {"connector": "the connector alone", "random subset": "a random subset"}
+
+
+def load_records(file: Path | None = None) -> dict[str, object]:
+    """Read the records of tuning under a shift.
+
+    Parameters
+    ----------
+    file : Path, optional
+        The records; by default those of the package.
+
+    Returns
+    -------
+    dict
+        ``settings``, ``base`` (the untuned model), ``blind`` (the most frequent answer of each type
+        of question, by seed) and ``runs``, one a way and seed.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.peft import load_records
+    >>> load_records()["settings"]["model"]
+    'pocket-llava'
+    """
+    return read_json(file or FILE)
+
+
+def correct(
+    records: Mapping[str, object], way: str, part: str
+) -> tuple[Float[np.ndarray, "seeds pictures"], Float[np.ndarray, "pictures"]]:
+    """Return how many questions about each picture a way answers rightly, and how many there are.
+
+    Parameters
+    ----------
+    records : mapping
+        From :func:`load_records`.
+    way : str
+        A way to tune, "no tuning" or "most frequent answer".
+    part : {"in domain", "out of domain", "old domain"}
+        What is judged.
+
+    Returns
+    -------
+    tuple of array (seeds, pictures) and array (pictures,)
+        The numbers.
+
+    Raises
+    ------
+    InputError
+        If there is no such way or part.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.peft import correct, load_records
+    >>> right, total = correct(load_records(), "no tuning", "old domain")
+    >>> right.shape, bool((right <= total).all())
+    ((1, 40), True)
+    """
+    require_one_of(part, PARTS, "part")
+    rows = {UNTUNED: [records["base"]], BLIND: list(records["blind"])}
+    for run in sorted(records["runs"], key=lambda run: run["seed"]):
+        rows.setdefault(run["way"], []).append(run["scores"])
+    require_one_of(way, rows, "way")
+    numbers = []
+    for row in rows[way]:
+        numbers.append([word.count("1") for word in row[part].split()])
+    total = [len(word) for word in rows[way][0][part].split()]
+    return np.array(numbers, dtype=float), np.array(total, dtype=float)
+
+
+def score(records: Mapping[str, object], way: str, part: str) -> Estimate:
+    """Return the share of all questions that are answered rightly, a mean over seeds.
+
+    Parameters
+    ----------
+    records, way, part
+        As for :func:`correct`.
+
+    Returns
+    -------
+    Estimate
+        With an interval over seeds and pictures, each picture with all its questions.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.peft import load_records, score
+    >>> score(load_records(), "no tuning", "old domain").value > 0.9
+    True
+    """
+    right, total = correct(records, way, part)
+    return _over_seeds_and_pictures(right, total)
+
+
+def margin(records: Mapping[str, object], way: str, baseline: str, part: str) -> Estimate:
+    """Return by how much a way answers more than a baseline.
+
+    Parameters
+    ----------
+    records, way, part
+        As for :func:`correct`.
+    baseline : str
+        Another way.
+
+    Returns
+    -------
+    Estimate
+        The difference of shares, paired by picture and, where both have as many, by seed.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.peft import load_records, margin
+    >>> margin(load_records(), "IA3", "IA3", "in domain").value
+    0.0
+    """
+    first, total = correct(records, way, part)
+    second, _ = correct(records, baseline, part)
+    if len(first) != len(second):
+        second = second.mean(axis=0, keepdims=True)
+    return _over_seeds_and_pictures(first - second, total)
+
+
+def results(records: Mapping[str, object]) -> pd.DataFrame:
+    """Arrange what each way costs and what it brings.
+
+    Parameters
+    ----------
+    records : mapping
+        From :func:`load_records`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a way, the fewest trained parameters first, behind "no tuning" and "most frequent
+        answer". Columns parameters, percent (of the model's weights), one a part with its score,
+        one with the ends of its interval ("in domain low", "in domain high" and so on), validation,
+        rate, seconds (of processor time for a training) and seeds.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.peft import load_records, results
+    >>> results(load_records()).index[:2].tolist()
+    ['no tuning', 'most frequent answer']
+    """
+    runs_of: dict[str, list[dict]] = {UNTUNED: [], BLIND: []}
+    for run in sorted(records["runs"], key=lambda run: run["parameters"]):
+        runs_of.setdefault(run["way"], []).append(run)
+    rows = {}
+    for way, runs in runs_of.items():
+        row = {"parameters": 0, "percent": 0.0}
+        if runs:
+            row["parameters"] = runs[0]["parameters"]
+            row["percent"] = 100 * runs[0]["parameters"] / runs[0]["total"]
+        for part in PARTS:
+            estimate = score(records, way, part)
+            row |= {part: estimate.value, f"{part} low": estimate.low}
+            row[f"{part} high"] = estimate.high
+        for name in ("validation", "rate", "seconds"):
+            row[name] = float(np.mean([run[name] for run in runs])) if runs else np.nan
+        rows[way] = row | {"seeds": len(runs)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("way")
+
+
+def best_few(records: Mapping[str, object], limit: float = LIMIT) -> str:
+    """Return the way that is best on validation among those that train few weights.
+
+    Random subsets, which nobody would choose, are left out.
+
+    Parameters
+    ----------
+    records : mapping
+        From :func:`load_records`.
+    limit : float, default 0.01
+        Below which share of the model's weights.
+
+    Returns
+    -------
+    str
+        Its name.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.peft import best_few, load_records, results
+    >>> records = load_records()
+    >>> bool(results(records).loc[best_few(records), "percent"] < 1)
+    True
+    """
+    table = results(records).drop(index=[UNTUNED, BLIND, "random subset"], errors="ignore")
+    return str(table[table["percent"] < 100 * limit]["validation"].idxmax())
+
+
+def rivals(records: Mapping[str, object], way: str) -> pd.DataFrame:
+    """Compare a way with what is simpler: the connector, a random subset, answering blindly.
+
+    Parameters
+    ----------
+    records : mapping
+        From :func:`load_records`.
+    way : str
+        The way.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each baseline and part; columns value, low, high and n: by how much the way
+        answers more.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.peft import load_records, rivals
+    >>> rivals(load_records(), "IA3").columns.tolist()
+    ['value', 'low', 'high', 'n']
+    """
+    rows = {}
+    for baseline in (*RIVALS, BLIND):
+        for part in PARTS:
+            if baseline != way:
+                rows[baseline, part] = margin(records, way, baseline, part).asdict()
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.rename_axis(["against", "part"])
+
+
+def record(experiment: Experiment, records: Mapping[str, object]) -> dict[str, str]:
+    """Record PEFT-1 and PEFT-2: the best of the few against full tuning.
+
+    Nothing is recorded where the records are of another model or other pictures than the
+    experiment.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Where it is recorded.
+    records : mapping
+        From :func:`load_records`.
+
+    Returns
+    -------
+    dict of str to str
+        The verdict by claim and part.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import Experiment
+    >>> from xlvlms_tutorial.tutorials.peft import load_records, record
+    >>> record(Experiment("peft", "another model", "scenes"), load_records())
+    {}
+    """
+    current = experiment.run["model"], experiment.run["dataset"]
+    if current != (records["settings"]["model"], DATASET):
+        return {}
+    verdicts = {}
+    way = best_few(records)
+    for claim, part in zip(("PEFT-1", "PEFT-1", "PEFT-2"), PARTS, strict=True):
+        estimate = margin(records, way, FULL, part)
+        verdicts[f"{claim}, {part}"] = experiment.record(
+            claim, estimate, FULL, part, "validation", "seeds and questions"
+        )
+    return verdicts
+
+
+def draw(axes: Iterable[Axes], table: pd.DataFrame) -> None:
+    """Draw scores against the number of trained parameters, a panel a part.
+
+    Parameters
+    ----------
+    axes : iterable of Axes
+        One for each part.
+    table : pandas.DataFrame
+        From :func:`results`.
+    """
+    axes = list(axes)
+    tuned = table[table["parameters"] > 0]
+    for ax, part in zip(axes, PARTS, strict=True):
+        for marker, (way, row) in zip("osD^vP*Xhd", tuned.iterrows(), strict=False):
+            reach = [[row[part] - row[f"{part} low"]], [row[f"{part} high"] - row[part]]]
+            ax.errorbar(row["parameters"], row[part], reach, fmt=marker, ms=6, lw=1, label=way)
+        ax.axhline(table.loc[UNTUNED, part], color=plots.INK, ls="--", lw=1, label=UNTUNED)
+        ax.axhline(table.loc[BLIND, part], color=plots.MUTED, ls=":", lw=1.5, label=BLIND)
+        ax.set(xscale="log", xlabel="trained parameters", title=part, ylim=(0, 1.03))
+    axes[0].set(ylabel="right answers (share)")
+
+
+def train(
+    vlm: VLM,
+    tuning: Tuning,
+    samples: Sequence[Sample],
+    steps: int,
+    rate: float,
+    seed: int = 0,
+    batch_size: int = 4,
+    at_step: Callable[[int], object] = lambda done: None,
+) -> list[float]:
+    """Train what a tuning prepared on questions about pictures, one question a picture and step.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    tuning : Tuning
+        What ``tune`` prepared of it.
+    samples : sequence of Sample
+        Pictures with questions; those without any are described.
+    steps : int
+        Length of the training.
+    rate : float
+        The learning rate of Adam.
+    seed : int, default 0
+        Draws pictures and questions.
+    batch_size : int, default 4
+        Pictures a step.
+    at_step : callable, optional
+        Is called with the number of steps done, after each; by default nothing is done.
+
+    Returns
+    -------
+    list of float
+        The loss of each step, in nats a token.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import tune
+    >>> from xlvlms_tutorial.tutorials.peft import train
+    >>> with tune(vlm, "bias") as tuning:
+    ...     losses = train(vlm, tuning, samples[:2], steps=2, rate=0.01, batch_size=1)
+    >>> len(losses)
+    2
+    """
+    optimiser = torch.optim.Adam(tuning.parameters.values(), lr=rate)
+    losses = []
+    for step in range(steps):
+        rng = np.random.default_rng([seed, step])
+        rows = rng.choice(len(samples), min(batch_size, len(samples)), replace=False)
+        pictures = [samples[row] for row in rows]
+        prompts, answers = [], []
+        for sample in pictures:
+            prompt, answer = PROMPTS["image"], (sample.captions or ("nothing",))[0]
+            if sample.questions:
+                question = sample.questions[rng.integers(len(sample.questions))]
+                prompt, answer = question.text, question.answer
+            prompts.append(tuning.prefix + prompt)
+            answers.append(answer)
+        loss = loss_of(vlm, pictures, prompts, answers)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+        at_step(step + 1)
+    return losses
+
+
+def ask(vlm: VLM, samples: Sequence[Sample], prefix: str = "", kind: int = 0) -> list[str]:
+    """Answer one question about each picture.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    samples : sequence of Sample
+        The pictures.
+    prefix : str, default ""
+        That of a tuning.
+    kind : int, default 0
+        Which question of each picture.
+
+    Returns
+    -------
+    list of str
+        The answers.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.peft import ask
+    >>> len(ask(vlm, samples[:2]))
+    2
+    """
+    prompts = [prefix + asked(sample, kind)[0] for sample in samples]
+    return vlm.generate([sample.image for sample in samples], prompts, max_new_tokens=8)
+
+
+def asked(sample: Sample, kind: int = 0) -> tuple[str, str]:
+    """Return a question about a picture and its right answer.
+
+    Parameters
+    ----------
+    sample : Sample
+        The picture.
+    kind : int, default 0
+        Which of its questions; the last where it has fewer.
+
+    Returns
+    -------
+    tuple of str
+        Both texts; the prompt for a description and a caption where nothing is asked.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.peft import asked
+    >>> asked(samples[0])[0].endswith("?")
+    True
+    """
+    if not sample.questions:
+        return PROMPTS["image"], (sample.captions or ("",))[0]
+    question = sample.questions[min(kind, len(sample.questions) - 1)]
+    return question.text, question.answer
+
+
+def _over_seeds_and_pictures(
+    right: Float[np.ndarray, "seeds pictures"], total: Float[np.ndarray, "pictures"]
+) -> Estimate:
+    """The share of questions, with an interval from resampling both seeds and pictures."""
+    n_seeds, n_pictures = right.shape
+    of_pictures = resampled_shares(n_pictures, seed=0)
+    of_seeds = np.ones((len(of_pictures), 1))
+    if n_seeds > 1:
+        of_seeds = resampled_shares(n_seeds, seed=1)
+    numerators = np.einsum("rs,sp,rp->r", of_seeds, right, of_pictures)
+    resampled = numerators / (of_pictures @ total)
+    value = float(right.mean(axis=0).sum() / total.sum())
+    return percentile_interval(value, resampled, int(total.sum()))
