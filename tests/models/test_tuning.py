@@ -173,6 +173,20 @@ def test_the_same_seed_draws_the_same():
     assert not torch.equal(states[0][name], states[2][name])
 
 
+def test_learned_tokens_take_a_special_token_that_nothing_uses():
+    vlm = tiny_llava()
+    vlm.tokenizer.unk_token = None
+    vlm.tokenizer.add_special_tokens({"additional_special_tokens": ["<spare>"]})
+    token = vlm.tokenizer.convert_tokens_to_ids("<spare>")
+    words = vlm.model.get_input_embeddings()
+    vlm.model.resize_token_embeddings(max(words.num_embeddings, token + 1))
+    with tune(vlm, "prompt", n_tokens=2) as tuning:
+        assert tuning.prefix == "<spare><spare>"
+    vlm.processor.chat_template = "<spare>" + vlm.processor.chat_template
+    with tune(vlm, "prompt", n_tokens=2) as tuning:
+        assert "<spare>" not in tuning.prefix
+
+
 def test_bad_input_is_refused_with_what_is_allowed():
     vlm = tiny_llava()
     with pytest.raises(InputError, match="'bitfit'; allowed: 'prompt', 'bias', 'ia3'"):

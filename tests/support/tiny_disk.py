@@ -49,6 +49,7 @@ SPECIAL = {
         "<|vision_end|>",
         "<|image_pad|>",
         "<|video_pad|>",
+        "<|object_ref_end|>",  # as on the hub: nothing here uses it
     ),
 }
 ROLES = {

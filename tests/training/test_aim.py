@@ -11,7 +11,7 @@ from torch.nn import functional
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.training import aim
-from xlvlms_tutorial.training.aim import AimRecipe, TinyAim, prefix_mask, to_patches, train
+from xlvlms_tutorial.training.aim import AimRecipe, TinyAim, prefix_mask, to_patches, train_encoder
 
 SMALL = AimRecipe(size=16, patch=8, width=16, depth=2, decoder_depth=1, heads=2, steps=3)
 
@@ -116,9 +116,9 @@ def test_losses_are_those_of_a_loop(prefix):
 
 
 def test_without_pixels_the_loss_is_that_of_words_and_seeds_reproduce():
-    plain, rows = train(SMALL, samples(), 0.0, seed=3)
-    again, _ = train(SMALL, samples(), 0.0, seed=3)
-    both, mixed = train(SMALL, samples(), 0.4, seed=3)
+    plain, rows = train_encoder(SMALL, samples(), 0.0, seed=3)
+    again, _ = train_encoder(SMALL, samples(), 0.0, seed=3)
+    both, mixed = train_encoder(SMALL, samples(), 0.4, seed=3)
     assert all(math.isclose(row["loss"], row["text"], rel_tol=1e-6) for row in rows)
     assert math.isclose(mixed[0]["loss"], mixed[0]["text"] + 0.4 * mixed[0]["pixels"], rel_tol=1e-5)
     assert mixed[0]["text"] == rows[0]["text"]  # the same start and the same batch
@@ -129,10 +129,10 @@ def test_without_pixels_the_loss_is_that_of_words_and_seeds_reproduce():
 
 def test_training_needs_captions_and_a_weight():
     with pytest.raises(InputError, match="without a caption"):
-        train(SMALL, [Sample("a", picture(0))], 0.4)
+        train_encoder(SMALL, [Sample("a", picture(0))], 0.4)
     for alpha in (-0.1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="alpha"):
-            train(SMALL, samples(), alpha)
+            train_encoder(SMALL, samples(), alpha)
 
 
 def test_probes_read_what_is_linear_and_no_noise():
@@ -143,8 +143,8 @@ def test_probes_read_what_is_linear_and_no_noise():
         [[value == name for name in ["day", "night", "dusk", "x"]] for value in values]
     )
     truth = {"time": (values[:60], values[60:])}
-    assert aim.probed(signal[:60], signal[60:], truth)["time"] > 0.95
-    assert aim.probed(noise[:60], noise[60:], truth)["time"] < 0.6
+    assert aim.probe_scores(signal[:60], signal[60:], truth)["time"] > 0.95
+    assert aim.probe_scores(noise[:60], noise[60:], truth)["time"] < 0.6
 
 
 def test_runs_go_on_and_have_both_weights(monkeypatch, tmp_path):
@@ -154,11 +154,13 @@ def test_runs_go_on_and_have_both_weights(monkeypatch, tmp_path):
 
     def counted(*arguments):
         calls.append(arguments[2:4])
-        return train(*arguments)
+        return train_encoder(*arguments)
 
-    monkeypatch.setattr(aim, "train", counted)
+    monkeypatch.setattr(aim, "train_encoder", counted)
     small = AimRecipe(size=16, patch=8, width=16, depth=1, decoder_depth=1, heads=2, steps=21)
-    monkeypatch.setattr(aim, "probed", lambda a, b, truth: dict.fromkeys(truth, float(a.mean())))
+    monkeypatch.setattr(
+        aim, "probe_scores", lambda a, b, truth: dict.fromkeys(truth, float(a.mean()))
+    )
     file = tmp_path / "records.json"
     lines = []
     records = aim.run_all(file, lines.append, small)

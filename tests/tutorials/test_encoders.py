@@ -80,8 +80,11 @@ def test_sentences_follow_the_records():
         shift = 0.01 * seed
         steady.append(run(seed, 0.0, 0.3, 0.4 + shift, 0.6 + shift))
         steady.append(run(seed, 0.4, 0.3, 0.6 + shift, 0.7 + shift))
+    encoders.check_records(experiment, encoders.load_records())
+    assert all(sentences.values()) and len(sentences) == 7
     encoders.check_records(experiment, RECORDS | {"runs": steady})
-    assert all(sentences.values()) and len(sentences) == 5
+    assert sentences["the gain shrinks from the first look to the last"]
+    assert not sentences["place and time are read by anything"]
     swapped = [run | {"alpha": 0.4 - run["alpha"]} for run in steady]
     encoders.check_records(experiment, RECORDS | {"runs": swapped})
     assert not sentences["pixels help early, with what captions name"]

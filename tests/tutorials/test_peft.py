@@ -120,15 +120,30 @@ def test_each_way_is_a_point_in_each_panel():
     plt.close(figure)
 
 
-def test_rivals_are_those_that_are_simpler():
+def test_comparisons_are_with_what_is_simpler():
     records = made(*RECORDS["runs"], run("connector", 0, "11 1"))
-    table = peft.rivals(records, "IA3")
+    table = peft.comparisons(records, "IA3")
     assert set(table.index.get_level_values("against")) == {
         "connector",
         "random subset",
         "most frequent answer",
     }
     assert np.isfinite(table.to_numpy(dtype=float)).all()
+
+
+def test_sentences_follow_the_records():
+    experiment = Experiment("peft", "pocket-llava", "scenes")
+    sentences = {}
+    experiment.check = lambda statement, holds: sentences.update({statement: bool(holds)})
+    peft.check_scores(experiment, peft.load_records())
+    assert all(sentences.values()) and len(sentences) == 8
+    swapped = {"connector": "full tuning", "full tuning": "connector"}
+    runs = []
+    for row in peft.load_records()["runs"]:
+        runs.append(row | {"way": swapped.get(row["way"], row["way"])})
+    peft.check_scores(experiment, peft.load_records() | {"runs": runs})
+    assert not sentences["full tuning forgets most"]
+    assert not sentences["the best of the few is the connector"]
 
 
 def pictures():

@@ -163,7 +163,7 @@ def tune(
         Learned tokens of "prompt".
     placeholder : str, optional
         A token of the vocabulary that no text has, for the places of learned tokens; by default the
-        tokenizer's unknown token.
+        tokenizer's unknown token, or a special token that nothing uses.
     seed : int, default 0
         Draws what is drawn at the start.
 
@@ -256,11 +256,25 @@ def _prompt(vlm: VLM, options: _Options, back: ExitStack) -> dict[str, nn.Parame
 
 
 def _placeholder(vlm: VLM, placeholder: str | None) -> str:
-    placeholder = placeholder or vlm.tokenizer.unk_token
+    placeholder = placeholder or vlm.tokenizer.unk_token or _unused(vlm)
     known = placeholder is not None and placeholder in vlm.tokenizer.get_vocab()
     advice = "give a token of the vocabulary that no text has, such as a reserved one"
     require(known, f"placeholder {placeholder!r} is no token", advice)
     return placeholder
+
+
+def _unused(vlm: VLM) -> str | None:
+    """A special token that neither the model, its chat format nor the ends of texts use."""
+    tokenizer = vlm.tokenizer
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    for name, value in vlm.model.config.to_dict().items():
+        if name.endswith("_token_id"):
+            used.update(value if isinstance(value, list) else [value])
+    chat = str(getattr(vlm.processor, "chat_template", None) or tokenizer.chat_template)
+    for number, token in sorted(tokenizer.added_tokens_decoder.items(), reverse=True):
+        if token.special and number not in used and token.content not in chat:
+            return token.content
+    return None
 
 
 def _require_peft() -> None:

@@ -329,7 +329,7 @@ def split(caption: str) -> list[str]:
     return re.findall(r"\w+", caption.lower())
 
 
-def train(
+def train_encoder(
     recipe: AimRecipe,
     samples: Sequence[Sample],
     alpha: float,
@@ -363,9 +363,9 @@ def train(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.training.aim import AimRecipe, train
+    >>> from xlvlms_tutorial.training.aim import AimRecipe, train_encoder
     >>> recipe = AimRecipe(width=16, heads=2, depth=1, steps=2, batch_size=2)
-    >>> model, history = train(recipe, samples[:4], alpha=0.4)
+    >>> model, history = train_encoder(recipe, samples[:4], alpha=0.4)
     >>> len(history), history[0]["loss"] > history[0]["text"]
     (2, True)
     """
@@ -401,7 +401,7 @@ def train(
     return model.eval(), [row | part for row, part in zip(history, parts, strict=True)]
 
 
-def probed(
+def probe_scores(
     fitted: Float[np.ndarray, "n d"],
     judged: Float[np.ndarray, "m d"],
     truth: Mapping[str, tuple[Sequence[str], Sequence[str]]],
@@ -426,10 +426,10 @@ def probed(
     Examples
     --------
     >>> import numpy as np
-    >>> from xlvlms_tutorial.training.aim import probed
+    >>> from xlvlms_tutorial.training.aim import probe_scores
     >>> features = np.repeat(np.eye(2), 6, axis=0)
     >>> values = ["day"] * 6 + ["night"] * 6
-    >>> probed(features, features, {"time": (values, values)})
+    >>> probe_scores(features, features, {"time": (values, values)})
     {'time': 1.0}
     """
     scores = {}
@@ -533,9 +533,9 @@ def run_all(
         def look(done: int, model: TinyAim, scores: dict = scores) -> None:
             if done % (recipe.steps // N_LOOKS) == 0:
                 probe = partial(features_of, model)
-                scores[str(done)] = probed(probe(fitted), probe(judged), truth)
+                scores[str(done)] = probe_scores(probe(fitted), probe(judged), truth)
 
-        _, history = train(recipe, lessons, alpha, seed, look)
+        _, history = train_encoder(recipe, lessons, alpha, seed, look)
         run = {"seed": seed, "alpha": alpha, "scores": scores}
         for name in ("text", "pixels"):
             run[name] = [round(row[name], 3) for row in history[:: recipe.steps // 20]]
@@ -559,7 +559,7 @@ def _controls(
     for factor, (values, expected) in truth.items():
         value = max(sorted(set(values)), key=list(values).count)
         frequent[factor] = float(np.mean(np.asarray(expected) == value))
-    return {"raw pixels": probed(*raw, truth), "most frequent value": frequent}
+    return {"raw pixels": probe_scores(*raw, truth), "most frequent value": frequent}
 
 
 if __name__ == "__main__":

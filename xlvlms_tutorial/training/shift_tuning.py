@@ -155,13 +155,13 @@ def domain(part: str, split: str = "test", seed: int = 0, n: int | None = None) 
     if part == "old domain":
         return load_samples("scenes", n, split, seed)
     home = part == "in domain"
-    found = []
+    samples = []
     for sample in _census(split, seed):
         marks = sample.truth["time"] == TIME, sample.truth["place"] in PLACES
         if marks == (home, home):
-            found.append(sample)
-    require(len(found) >= n, f"{len(found)} pictures of {n}", "ask for fewer")
-    return found[:n]
+            samples.append(sample)
+    require(len(samples) >= n, f"{len(samples)} pictures of {n}", "ask for fewer")
+    return samples[:n]
 
 
 @lru_cache

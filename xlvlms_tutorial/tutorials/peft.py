@@ -27,7 +27,7 @@ DATASET = "scenes"
 PARTS = ("in domain", "out of domain", "old domain")
 UNTUNED, BLIND, FULL = "no tuning", "most frequent answer", "full tuning"
 LIMIT = 0.01  # of the weights: what the claim calls few
-RIVALS = {"connector": "the connector alone", "random subset": "a random subset"}
+SIMPLER = ("connector", "random subset", BLIND)
 
 
 def load_records(file: Path | None = None) -> dict[str, object]:
@@ -216,7 +216,7 @@ def best_few(records: Mapping[str, object], limit: float = LIMIT) -> str:
     return str(table[table["percent"] < 100 * limit]["validation"].idxmax())
 
 
-def rivals(records: Mapping[str, object], way: str) -> pd.DataFrame:
+def comparisons(records: Mapping[str, object], way: str) -> pd.DataFrame:
     """Compare a way with what is simpler: the connector, a random subset, answering blindly.
 
     Parameters
@@ -234,12 +234,12 @@ def rivals(records: Mapping[str, object], way: str) -> pd.DataFrame:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.tutorials.peft import load_records, rivals
-    >>> rivals(load_records(), "IA3").columns.tolist()
+    >>> from xlvlms_tutorial.tutorials.peft import comparisons, load_records
+    >>> comparisons(load_records(), "IA3").columns.tolist()
     ['value', 'low', 'high', 'n']
     """
     rows = {}
-    for baseline in (*RIVALS, BLIND):
+    for baseline in SIMPLER:
         for part in PARTS:
             if baseline != way:
                 rows[baseline, part] = margin(records, way, baseline, part).asdict()
@@ -283,6 +283,45 @@ def record(experiment: Experiment, records: Mapping[str, object]) -> dict[str, s
             claim, estimate, FULL, part, "validation", "seeds and questions"
         )
     return verdicts
+
+
+def check_scores(experiment: Experiment, records: Mapping[str, object]) -> None:
+    """Check what the page says of all ways to tune.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The page's experiment.
+    records : mapping
+        From :func:`load_records`.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import Experiment, peft
+    >>> experiment = Experiment("peft", "pocket-llava", "scenes")
+    >>> peft.check_scores(experiment, peft.load_records())
+    """
+    home, beyond, old = PARTS
+    few = best_few(records)
+    table = results(records).drop(index=[UNTUNED, BLIND])
+    check = experiment.check
+    check(
+        "untuned, the most frequent answer does better",
+        margin(records, UNTUNED, BLIND, home).high < 0,
+    )
+    learned = [margin(records, way, UNTUNED, home).low > 0 for way in table.index]
+    check("every way answers more than no tuning, in domain", all(learned))
+    seeing = [margin(records, way, BLIND, home).low > 0 for way in (few, FULL)]
+    check("full tuning and the best of the few see more than whoever never looks", all(seeing))
+    forgotten = [margin(records, way, UNTUNED, old).high < 0 for way in table.index]
+    check("every way forgets", all(forgotten))
+    check("full tuning forgets most", table[old].idxmin() == FULL)
+    smaller = table.index[table["parameters"] < table.loc[few, "parameters"]]
+    near = [margin(records, way, FULL, home).low > -0.05 for way in smaller]
+    check("no smaller way is surely within five points of full tuning, in domain", not any(near))
+    check("the best of the few is the connector", few == "connector")
+    apart = [margin(records, few, "random subset", part).low > 0 for part in (home, beyond)]
+    check("random weights are surely worse in domain alone", apart == [True, False])
 
 
 def draw(axes: Iterable[Axes], table: pd.DataFrame) -> None:
