@@ -173,6 +173,13 @@ def test_the_same_seed_draws_the_same():
     assert not torch.equal(states[0][name], states[2][name])
 
 
+@pytest.mark.parametrize("method", TUNINGS)
+def test_pages_show_no_warnings_of_libraries(method, recwarn):
+    with tune(tiny_llava(), method):
+        pass
+    assert not [str(warning.message) for warning in recwarn]
+
+
 def test_learned_tokens_take_a_special_token_that_nothing_uses():
     vlm = tiny_llava()
     vlm.tokenizer.unk_token = None

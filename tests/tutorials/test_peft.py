@@ -1,6 +1,7 @@
 """Records of tuning under a shift: closed forms of scores and margins, and what is recorded."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -15,9 +16,16 @@ from xlvlms_tutorial.tutorials import Experiment, peft
 SPLIT = dict.fromkeys(peft.PARTS, "11 1")
 
 
-def run(way, seed, words, parameters=10, validation=0.5):
+def run(way, seed, words, parameters=10, validation=0.5, labels=64):
     scores = dict.fromkeys(peft.PARTS, words)
-    row = {"way": way, "seed": seed, "parameters": parameters, "total": 1000, "scores": scores}
+    row = {
+        "way": way,
+        "labels": labels,
+        "seed": seed,
+        "parameters": parameters,
+        "total": 1000,
+        "scores": scores,
+    }
     return row | {"validation": validation, "rate": 0.1, "seconds": 2.0}
 
 
@@ -85,6 +93,23 @@ def test_validation_chooses_among_the_few_and_no_random_subset():
     assert peft.best_few(RECORDS, limit=1.0) == "full tuning"
 
 
+def test_other_numbers_of_labels_stand_apart():
+    fewer = [run("IA3", seed, "00 0", 5, labels=16) for seed in (0, 1)]
+    records = made(*RECORDS["runs"], *fewer)
+    for part in peft.PARTS:
+        assert peft.score(records, "IA3", part) == peft.score(RECORDS, "IA3", part)
+    pd.testing.assert_frame_equal(peft.results(records), peft.results(RECORDS))
+    table = peft.by_labels(records)
+    assert table.index.tolist() == [("IA3", 16), ("IA3", 64)]
+    assert table["in domain"].tolist() == [0, 0.5]
+    with pytest.raises(InputError, match="way"):
+        peft.margin(records, "IA3", "full tuning", "in domain", labels=16)
+    figure, axes = plt.subplots(1, 3)
+    peft.draw_labels(axes, table)
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["16", "64"]
+    plt.close(figure)
+
+
 def test_unknown_ways_and_parts_are_refused():
     with pytest.raises(InputError, match="'BitFit'"):
         peft.score(RECORDS, "BitFit", "in domain")
@@ -103,8 +128,9 @@ def test_claims_are_recorded_for_the_model_of_the_records_alone():
 def test_shipped_records_are_whole():
     records = peft.load_records()
     ways = set(records["settings"]["rates"])
-    pairs = [(entry["way"], entry["seed"]) for entry in records["runs"]]
-    assert len(set(pairs)) == len(pairs) == 3 * len(ways)
+    runs = [(entry["way"], entry["labels"], entry["seed"]) for entry in records["runs"]]
+    assert len(set(runs)) == len(runs) == 3 * len(ways) + 2 * 3 * 4
+    assert sum(labels == 64 for _, labels, _ in runs) == 3 * len(ways)
     for entry in records["runs"]:
         assert entry["step"] in records["settings"]["checks"]
         for part, n in records["settings"]["parts"].items():

@@ -289,6 +289,8 @@ def _by_peft(vlm: VLM, config: object, back: ExitStack) -> dict[str, nn.Paramete
     with warnings.catch_warnings():
         # biases added to layers without any cannot be merged, which nobody does here
         warnings.filterwarnings("ignore", message=".*no bias term.*")
+        # peft asks by a name that transformers will drop
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         adapted = get_peft_model(vlm.model, config)
     back.callback(_unload, vlm.model, adapted)
     vlm.model.eval()

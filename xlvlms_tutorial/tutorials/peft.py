@@ -26,6 +26,7 @@ FILE = Path(__file__).with_name("peft.json")
 DATASET = "scenes"
 PARTS = ("in domain", "out of domain", "old domain")
 UNTUNED, BLIND, FULL = "no tuning", "most frequent answer", "full tuning"
+N_LABELS = 64  # with which all ways were tried; some with fewer and with more
 LIMIT = 0.01  # of the weights: what the claim calls few
 SIMPLER = ("connector", "random subset", BLIND)
 
@@ -54,7 +55,7 @@ def load_records(file: Path | None = None) -> dict[str, object]:
 
 
 def correct(
-    records: Mapping[str, object], way: str, part: str
+    records: Mapping[str, object], way: str, part: str, labels: int = N_LABELS
 ) -> tuple[Float[np.ndarray, "seeds pictures"], Float[np.ndarray, "pictures"]]:
     """Return how many questions about each picture a way answers rightly, and how many there are.
 
@@ -66,6 +67,8 @@ def correct(
         A way to tune, "no tuning" or "most frequent answer".
     part : {"in domain", "out of domain", "old domain"}
         What is judged.
+    labels : int, default 64
+        With how many labelled pictures.
 
     Returns
     -------
@@ -87,7 +90,8 @@ def correct(
     require_one_of(part, PARTS, "part")
     rows = {UNTUNED: [records["base"]], BLIND: list(records["blind"])}
     for run in sorted(records["runs"], key=lambda run: run["seed"]):
-        rows.setdefault(run["way"], []).append(run["scores"])
+        if run["labels"] == labels:
+            rows.setdefault(run["way"], []).append(run["scores"])
     require_one_of(way, rows, "way")
     numbers = []
     for row in rows[way]:
@@ -96,12 +100,12 @@ def correct(
     return np.array(numbers, dtype=float), np.array(total, dtype=float)
 
 
-def score(records: Mapping[str, object], way: str, part: str) -> Estimate:
+def score(records: Mapping[str, object], way: str, part: str, labels: int = N_LABELS) -> Estimate:
     """Return the share of all questions that are answered rightly, a mean over seeds.
 
     Parameters
     ----------
-    records, way, part
+    records, way, part, labels
         As for :func:`correct`.
 
     Returns
@@ -115,11 +119,17 @@ def score(records: Mapping[str, object], way: str, part: str) -> Estimate:
     >>> score(load_records(), "no tuning", "old domain").value > 0.9
     True
     """
-    right, total = correct(records, way, part)
+    right, total = correct(records, way, part, labels)
     return _over_seeds_and_pictures(right, total)
 
 
-def margin(records: Mapping[str, object], way: str, baseline: str, part: str) -> Estimate:
+def margin(
+    records: Mapping[str, object],
+    way: str,
+    baseline: str,
+    part: str,
+    labels: int = N_LABELS,
+) -> Estimate:
     """Return by how much a way answers more than a baseline.
 
     Parameters
@@ -128,6 +138,8 @@ def margin(records: Mapping[str, object], way: str, baseline: str, part: str) ->
         As for :func:`correct`.
     baseline : str
         Another way.
+    labels : int, default 64
+        With how many labelled pictures both were tuned.
 
     Returns
     -------
@@ -140,8 +152,8 @@ def margin(records: Mapping[str, object], way: str, baseline: str, part: str) ->
     >>> margin(load_records(), "IA3", "IA3", "in domain").value
     0.0
     """
-    first, total = correct(records, way, part)
-    second, _ = correct(records, baseline, part)
+    first, total = correct(records, way, part, labels)
+    second, _ = correct(records, baseline, part, labels)
     if len(first) != len(second):
         second = second.mean(axis=0, keepdims=True)
     return _over_seeds_and_pictures(first - second, total)
@@ -171,7 +183,8 @@ def results(records: Mapping[str, object]) -> pd.DataFrame:
     """
     runs_of: dict[str, list[dict]] = {UNTUNED: [], BLIND: []}
     for run in sorted(records["runs"], key=lambda run: run["parameters"]):
-        runs_of.setdefault(run["way"], []).append(run)
+        if run["labels"] == N_LABELS:
+            runs_of.setdefault(run["way"], []).append(run)
     rows = {}
     for way, runs in runs_of.items():
         row = {"parameters": 0, "percent": 0.0}
@@ -186,6 +199,41 @@ def results(records: Mapping[str, object]) -> pd.DataFrame:
             row[name] = float(np.mean([run[name] for run in runs])) if runs else np.nan
         rows[way] = row | {"seeds": len(runs)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("way")
+
+
+def by_labels(records: Mapping[str, object]) -> pd.DataFrame:
+    """Arrange scores by the number of labels, of the ways that were tried with several numbers.
+
+    Parameters
+    ----------
+    records : mapping
+        From :func:`load_records`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a way and number of labels, in rising order; columns as in :func:`results`: a part's
+        score and the ends of its interval.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.peft import by_labels, load_records
+    >>> by_labels(load_records()).loc["IA3"].index.tolist()
+    [16, 64, 256]
+    """
+    sizes: dict[str, set[int]] = {}
+    for run in records["runs"]:
+        sizes.setdefault(run["way"], set()).add(run["labels"])
+    rows = {}
+    for way, numbers in sizes.items():
+        for labels in sorted(numbers) if len(numbers) > 1 else ():
+            row = {}
+            for part in PARTS:
+                estimate = score(records, way, part, labels)
+                row |= {part: estimate.value, f"{part} low": estimate.low}
+                row[f"{part} high"] = estimate.high
+            rows[way, labels] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["way", "labels"])
 
 
 def best_few(records: Mapping[str, object], limit: float = LIMIT) -> str:
@@ -344,6 +392,29 @@ def draw(axes: Iterable[Axes], table: pd.DataFrame) -> None:
         ax.axhline(table.loc[BLIND, part], color=plots.MUTED, ls=":", lw=1.5, label=BLIND)
         ax.set(xscale="log", xlabel="trained parameters", title=part, ylim=(0, 1.03))
     axes[0].set(ylabel="right answers (share)")
+
+
+def draw_labels(axes: Iterable[Axes], table: pd.DataFrame) -> None:
+    """Draw scores against the number of labels, a panel a part.
+
+    Parameters
+    ----------
+    axes : iterable of Axes
+        One for each part.
+    table : pandas.DataFrame
+        From :func:`by_labels`.
+    """
+    ways = list(dict.fromkeys(table.index.get_level_values("way")))
+    for ax, part in zip(axes, PARTS, strict=True):
+        for number, (way, marker) in enumerate(zip(ways, "os^D", strict=False)):
+            rows = table.loc[way]
+            places = rows.index * 1.08 ** (number - 1.5)  # beside each other
+            reach = [rows[part] - rows[f"{part} low"], rows[f"{part} high"] - rows[part]]
+            ax.errorbar(places, rows[part], reach, fmt=f"{marker}-", ms=5, lw=1, label=way)
+        sizes = table.index.get_level_values("labels").unique()
+        ax.set(xscale="log", xlabel="labelled pictures", title=part, ylim=(0, 1.03))
+        ax.set_xticks(sizes, [str(size) for size in sizes])
+        ax.minorticks_off()
 
 
 def train(
