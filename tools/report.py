@@ -20,8 +20,10 @@ from tools import ROOT
 from tools.crate import ARXIV, citation, papers, published, software
 from tools.execute import BUILD
 from tools.release import day
+from xlvlms_tutorial.claims.claims import claim
 from xlvlms_tutorial.claims.headlines import HEADLINES, SCHEMA
 from xlvlms_tutorial.claims.ledger import FIDELITY
+from xlvlms_tutorial.claims.pooled_ledger import MODELS, pooled_headlines
 from xlvlms_tutorial.io import read_json, replacing, write_utf8
 
 STYLE = ROOT / "tools" / "report.css"
@@ -102,6 +104,23 @@ def results(content: Mapping[str, object]) -> str:
     return table(head, rows)
 
 
+def pooled() -> str:
+    """A line for each claim that was measured in several runs: the headline over them, by model."""
+    by_claim = pooled_headlines()
+    models = [name for name in MODELS if any(name in lines for lines in by_claim.values())]
+    rows = []
+    for name, lines in by_claim.items():
+        cells = []
+        for model in models:
+            line = lines.get(model)
+            cells.append(f"{line['headline']} ({line['runs']} runs)" if line else "")
+        rows.append((name, claim(name).statement, *cells))
+    shown = table(("id", "claim", *(MODELS[model] for model in models)), rows)
+    if "pocket-gemma" in models:
+        shown += "\n\nGemma's weights are those of an unofficial repackage."
+    return shown
+
+
 def _range(values: Sequence[float]) -> str:
     if not values:
         return ""
@@ -152,6 +171,10 @@ def markdown(content: Mapping[str, object], date: str) -> str:
         "## Results\n\nEffects are the smallest and the largest measured value; the last but one "
         "column counts measurements that confirm, refute and leave the claim undecided, after the "
         f"correction.\n\n{results(content)}",
+        "## Over samples, connectors and language models\n\nSome chapters were run several times, "
+        "each time with other samples. Measurements of three runs or more are pooled by random "
+        "effects, and headlines made of them by the same rules; few runs make wide intervals.\n\n"
+        f"{pooled()}",
         f"## Limits\n\n{limits(content)}",
         "## Hardware and software\n\nPages run on processors alone, in float32, on two cores; "
         "intervals and verdicts are computed in float64. The rows of the ledger carry the versions "

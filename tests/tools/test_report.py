@@ -36,7 +36,7 @@ def shown(ledger, text):
 
 
 def cells(shown, claim):
-    (row,) = [row for row in shown.find_all("tr") if row.find("td", string=claim)]
+    row = next(row for row in shown.find_all("tr") if row.find("td", string=claim))
     return [cell.get_text() for cell in row.find_all("td")]
 
 
@@ -64,6 +64,22 @@ def test_each_claim_has_a_line_with_headline_effects_and_counts(shown):
     assert sum(row.td is not None and row.td.get_text() in CLAIMS for row in shown("tr")) == len(
         CLAIMS
     )
+
+
+def test_pooled_headlines_stand_by_model(monkeypatch):
+    lines = {
+        "IMA-1": {"pocket-gemma": {"headline": "holds", "runs": 3}},
+        "SKIP-1": {
+            "pocket-llava": {"headline": "cannot tell", "runs": 5},
+            "pocket-gemma": {"headline": "does not hold", "runs": 4},
+        },
+    }
+    monkeypatch.setattr(report, "pooled_headlines", lambda: lines)
+    head, _, first, second, _, note = report.pooled().splitlines()
+    assert head.endswith("| claim | SmolLM2, first connector | Gemma 3 270M |")
+    assert first.startswith("| IMA-1 |") and first.endswith("|  | holds (3 runs) |")
+    assert second.endswith("| cannot tell (5 runs) | does not hold (4 runs) |")
+    assert "unofficial repackage" in note
 
 
 def test_data_is_shown_as_it_is(shown):
@@ -95,6 +111,7 @@ def test_sections_and_references(shown, text):
         "Abstract",
         "Method",
         "Results",
+        "Over samples, connectors and language models",
         "Limits",
         "Hardware and software",
         "References",
