@@ -10,6 +10,7 @@ import pandas as pd
 from xlvlms_tutorial.claims.claims import claim
 from xlvlms_tutorial.claims.headlines import Entry, distance, headlines
 from xlvlms_tutorial.claims.pooled import pool, read_runs
+from xlvlms_tutorial.metrics.intervals import Estimate
 from xlvlms_tutorial.view.cards import Html, style_of
 from xlvlms_tutorial.view.tables import badge
 
@@ -266,7 +267,7 @@ def entry_table(entries: Iterable[Entry], power: bool = False) -> pd.DataFrame:
             "claim": entry["id"],
             "setting": entry["variant"],
             "model": _label(str(entry["model"])),
-            "effect": f"{entry['value']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}]",
+            "effect": str(Estimate(entry["value"], entry["low"], entry["high"], entry["n"])),
             "runs": str(entry["runs"]),
         }
         if power:

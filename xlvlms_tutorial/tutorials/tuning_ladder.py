@@ -114,11 +114,11 @@ RUNGS = (
     Rung(REFERENCE, "loreft", (3e-3, 1e-2, 3e-2), 4, n_seeds=3),
     Rung("LoRA, r = 8, all blocks", "lora", (1e-3, 3e-3), 8, n_seeds=3),
     Rung("LoRA, equal count", "lora", (1e-2, 3e-2), 1, tuple(range(6, 13)), 3),
-    Rung("constant, r = 4", "constant", (0.5, 1.5, 5.0), 4),
-    Rung("IA3", "ia3", (3e-2, 1e-1)),
-    Rung("prompt tuning", "prompt", (1e-1, 3e-1)),
-    Rung("DiReFT, r = 4", "direft", (3e-3, 1e-2, 3e-2), 4),
-    Rung("LoReFT, r = 1", "loreft", (3e-3, 1e-2, 3e-2), 1),
+    Rung("constant, r = 4", "constant", (0.5, 1.5, 5.0), 4, n_seeds=3),
+    Rung("IA3", "ia3", (3e-2, 1e-1), n_seeds=3),
+    Rung("prompt tuning", "prompt", (1e-1, 3e-1), n_seeds=3),
+    Rung("DiReFT, r = 4", "direft", (3e-3, 1e-2, 3e-2), 4, n_seeds=3),
+    Rung("LoReFT, r = 1", "loreft", (3e-3, 1e-2, 3e-2), 1, n_seeds=3),
 )
 
 
