@@ -261,14 +261,16 @@ def _table_row(number: int, result: Record, link: str, ledger: str) -> str:
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _measurement(one: Record, ledger: str) -> str:
+def _measurement(entry: Record, ledger: str) -> str:
     """One record: its claim with the headline, its verdict and its interval."""
-    interval = f"{one['value']:.2g} [{one['low']:.2g}, {one['high']:.2g}]"
-    if one["interval_over"] == "random orders":
-        interval = f"{one['value']:.2g}, among random orders {one['low']:.2g} to {one['high']:.2g}"
-    against = escape(str(one["against"]))
-    name = escape(str(one["id"]))
+    interval = f"{entry['value']:.2g} [{entry['low']:.2g}, {entry['high']:.2g}]"
+    if entry["interval_over"] == "random orders":
+        interval = (
+            f"{entry['value']:.2g}, among random orders {entry['low']:.2g} to {entry['high']:.2g}"
+        )
+    against = escape(str(entry["against"]))
+    name = escape(str(entry["id"]))
     return (
-        f'{badge(str(one["verdict"]))} <a href="{escape(ledger.format(one["id"]))}">{name}</a> '
-        f"<small>{interval} against {against}; headline: {one['headline']}</small>"
+        f'{badge(str(entry["verdict"]))} <a href="{escape(ledger.format(entry["id"]))}">{name}</a> '
+        f"<small>{interval} against {against}; headline: {entry['headline']}</small>"
     )

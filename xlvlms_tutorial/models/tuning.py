@@ -245,7 +245,8 @@ def _prompt(vlm: VLM, options: _Options, back: ExitStack) -> dict[str, nn.Parame
     learned = PromptEmbedding(config, words)
     token = vlm.tokenizer.convert_tokens_to_ids(_placeholder(vlm, options.placeholder))
 
-    def replace(_: nn.Module, args: tuple, output: Float[Tensor, "b t d"]) -> Tensor:
+    def replace(module: nn.Module, args: tuple, output: Float[Tensor, "b t d"]) -> Tensor:
+        """The hook of the embedding ``module``: its ``output`` for ids in ``args``, replaced."""
         places = args[0] == token
         # several questions about one picture may stand in one row, each with all learned tokens
         numbers = (places.cumsum(dim=-1) - 1).clamp_min(0) % options.n_tokens
@@ -430,8 +431,8 @@ class _ParallelAdapter(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def beside(self, _: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        """Return the output of the MLP with what the adapter adds, as a forward hook."""
+    def beside(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        """The hook of the MLP ``module``: its ``output``, plus what is added for ``args``."""
         added = self.up(self.down(args[0].to(self.down.weight.dtype)).relu())
         return output + (ADAPTER_SCALE * added).to(output.dtype)
 

@@ -10,7 +10,6 @@ pixels had taught nothing in 300 steps, so the records are of other seeds.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from time import process_time
@@ -284,10 +283,25 @@ class TinyAim(nn.Module):
     def forward(
         self, patches: Float[Tensor, "b n p"], ids: Int[Tensor, "b t"], prefix: Int[Tensor, "b"]
     ) -> tuple[Float[Tensor, "b n p"], Float[Tensor, "b t v"]]:
-        """Return what is predicted of the next patch at each patch, and of each word before it."""
+        """Return what is predicted of the next patch at each patch, and of each word before it.
+
+        Parameters
+        ----------
+        patches : Tensor (b, n, p)
+            From :func:`to_patches`.
+        ids : Tensor (b, t)
+            From :meth:`ids`.
+        prefix : Tensor (b,)
+            The length of each picture's prefix.
+
+        Returns
+        -------
+        tuple of Tensor (b, n, p) and Tensor (b, t, v)
+            Pixels of the next patch, and logits of words.
+        """
         n, t = patches.shape[1], ids.shape[1]
-        seen = self.encode(patches, prefix_mask(prefix, n))
-        states = torch.cat([seen, self.words(ids) + self.order[:t]], dim=1)
+        image = self.encode(patches, prefix_mask(prefix, n))
+        states = torch.cat([image, self.words(ids) + self.order[:t]], dim=1)
         causal = prefix_mask(torch.zeros_like(prefix), n + t)
         for block in self.decoder:
             states = block(states, causal)
@@ -530,10 +544,11 @@ def run_all(
         start = process_time()
         scores: dict[str, dict[str, float]] = {}
 
-        def look(done: int, model: TinyAim, scores: dict = scores) -> None:
+        def look(done: int, model: TinyAim, scores: dict[str, dict[str, float]] = scores) -> None:
+            """Probe the ``model`` after a third of its steps, by ``done``, into ``scores``."""
             if done % (recipe.steps // N_LOOKS) == 0:
-                probe = partial(features_of, model)
-                scores[str(done)] = probe_scores(probe(fitted), probe(judged), truth)
+                features = features_of(model, fitted), features_of(model, judged)
+                scores[str(done)] = probe_scores(*features, truth)
 
         _, history = train_encoder(recipe, lessons, alpha, seed, look)
         run = {"seed": seed, "alpha": alpha, "scores": scores}

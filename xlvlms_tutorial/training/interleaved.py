@@ -120,22 +120,22 @@ def naming_episodes(
         "give more samples or names, or ask for fewer shots",
     )
     generator = np.random.default_rng(seed)
-    made = []
+    episodes = []
     for _ in range(n):
-        drawn = generator.permutation(len(values))[:shots]
+        rows = generator.permutation(len(values))[:shots]
         words = generator.permutation(len(names))[:shots]
-        asked = int(generator.integers(shots))
+        target = int(generator.integers(shots))
         demonstrations = []
-        for position, (value, word) in enumerate(zip(drawn, words, strict=True)):
+        for position, (value, word) in enumerate(zip(rows, words, strict=True)):
             members = by_value[values[value]]
             first, second = generator.permutation(len(members))[:2]
-            shown = members[first]
-            demonstrations.append(Example(shown.id, shown.source, question, names[word]))
-            if position == asked:
-                other = members[second]
-                query = Example(other.id, other.source, question, names[word])
-        made.append(Episode(query, tuple(demonstrations)))
-    return made
+            example = members[first]
+            demonstrations.append(Example(example.id, example.source, question, names[word]))
+            if position == target:
+                sibling = members[second]
+                query = Example(sibling.id, sibling.source, question, names[word])
+        episodes.append(Episode(query, tuple(demonstrations)))
+    return episodes
 
 
 def train_interleaved(
@@ -185,7 +185,7 @@ def train_interleaved(
     def loss(step: int) -> Float[Tensor, ""]:
         generator = np.random.default_rng([recipe.seed, step])
         shots = int(generator.choice(recipe.shots))
-        made = naming_episodes(
+        episodes = naming_episodes(
             samples,
             recipe.episodes,
             shots,
@@ -194,9 +194,9 @@ def train_interleaved(
             seed=int(generator.integers(2**31)),
         )
         rows = generator.integers(len(singles), size=recipe.singles)
-        made += [Episode(singles[row], ()) for row in rows]
-        answers = with_eos(vlm, [episode.query.answer for episode in made])
-        return loss_of_batch(vlm, vlm.batch(**as_prompts(made), answers=answers))
+        episodes += [Episode(singles[row], ()) for row in rows]
+        answers = with_eos(vlm, [episode.query.answer for episode in episodes])
+        return loss_of_batch(vlm, vlm.batch(**as_prompts(episodes), answers=answers))
 
     rate = lambda step: recipe.learning_rate * warmup_cosine(step, recipe.steps, warmup=10)
     history = optimise(
@@ -237,10 +237,10 @@ def naming_accuracy(vlm: VLM, episodes: Sequence[Episode], max_new_tokens: int =
         The share of right names.
     """
     outputs = vlm.generate(**as_prompts(episodes), max_new_tokens=max_new_tokens)
-    right = []
+    correct = []
     for output, episode in zip(outputs, episodes, strict=True):
-        right.append(exact_match(output, episode.query.answer))
-    return proportion(right)
+        correct.append(exact_match(output, episode.query.answer))
+    return proportion(correct)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -115,18 +115,18 @@ def naming_turns(
     list of Part
         The turns; no query shows the picture of its demonstration.
     """
-    drawn = generator.permutation(len(groups))[:shots]
+    kinds = generator.permutation(len(groups))[:shots]
     words: list[str] = []
     while len(words) < shots:
         word = made_up(generator)
         if word not in words:
             words.append(word)
     turns = []
-    for group, word in zip(drawn, words, strict=True):
+    for group, word in zip(kinds, words, strict=True):
         turns.append(Part(int(generator.choice(groups[group])), QUESTION, word, False))
     for _ in range(queries):
         position = int(generator.integers(shots))
-        rows = groups[drawn[position]]
+        rows = groups[kinds[position]]
         row = int(generator.choice(rows))
         while row == turns[position].row:
             row = int(generator.choice(rows))
@@ -137,18 +137,18 @@ def naming_turns(
 def other_turns(samples: Sequence[Sample], generator: np.random.Generator) -> list[Part]:
     """Draw a conversation of one to four captions, or questions of one type."""
     kind = str(generator.choice(list(KINDS)))
-    wanted = int(generator.integers(1, 5))
+    length = int(generator.integers(1, 5))
     turns: list[Part] = []
-    while len(turns) < wanted:
+    while len(turns) < length:
         row = int(generator.integers(len(samples)))
         sample = samples[row]
         if kind in ("caption", "subject"):
             caption = sample.captions[int(generator.integers(len(sample.captions)))]
             turns.append(Part(row, PROMPTS["image"], caption, True))
             continue
-        asked = [question for question in sample.questions if question.type == kind]
-        if asked:
-            question = asked[int(generator.integers(len(asked)))]
+        questions = [question for question in sample.questions if question.type == kind]
+        if questions:
+            question = questions[int(generator.integers(len(questions)))]
             turns.append(Part(row, question.text, question.answer, True))
     return turns
 
@@ -226,9 +226,9 @@ def conversation_loss(
     shown = states[pictures].flatten(0, 1).to(inputs.dtype)
     inputs = inputs.masked_scatter((tokens == config.image_token_id)[..., None], shown)
     output = vlm.model.model.language_model(inputs_embeds=inputs, attention_mask=mask)
-    at = targets[:, 1:] != _IGNORED
-    logits = vlm.model.lm_head(output.last_hidden_state[:, :-1][at]).float()
-    return nn.functional.cross_entropy(logits, targets[:, 1:][at])
+    places = targets[:, 1:] != _IGNORED
+    logits = vlm.model.lm_head(output.last_hidden_state[:, :-1][places]).float()
+    return nn.functional.cross_entropy(logits, targets[:, 1:][places])
 
 
 def train_names(

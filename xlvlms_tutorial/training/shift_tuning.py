@@ -118,11 +118,11 @@ def labelled(samples: Sequence[Sample], n: int, factor: str = "item") -> list[Sa
             f"{n} labels for {len(classes)} classes of {factor}", "give one label a class or more"
         )
     require(n <= len(samples), f"{n} labels of {len(samples)} pictures", "draw more pictures")
-    firsts, rest, seen = [], [], set()
+    firsts, rest, values = [], [], set()
     for sample in samples:
         value = str(sample.truth[factor])
-        (rest if value in seen else firsts).append(sample)
-        seen.add(value)
+        (rest if value in values else firsts).append(sample)
+        values.add(value)
     return [*firsts, *rest][:n]
 
 
@@ -194,7 +194,22 @@ class Lessons:
         self.tokens = torch.cat(tokens)
 
     def packed(self, rows: Sequence[int], texts: Sequence[Sequence[int]], prefix: str) -> Packed:
-        """Pack pictures with some of their questions, the learned tokens before each."""
+        """Pack pictures with some of their questions, the learned tokens before each.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Numbers of the pictures.
+        texts : sequence of sequences of int
+            Numbers of questions, for each picture.
+        prefix : str
+            The places of learned tokens.
+
+        Returns
+        -------
+        Packed
+            A row a picture, its questions behind each other.
+        """
         dialogues = []
         for row, numbers in zip(rows, texts, strict=True):
             questions = self.samples[row].questions
@@ -222,7 +237,20 @@ class Lessons:
         return model.lm_head(states[:, :-1][predicted]).float(), predicted
 
     def loss(self, prefix: str, seed: int, step: int) -> Float[Tensor, ""]:
-        """Return the loss of a step: some pictures, some questions about each."""
+        """Return the loss of a step: some pictures, some questions about each.
+
+        Parameters
+        ----------
+        prefix : str
+            The places of learned tokens.
+        seed, step : int
+            Draw pictures and questions.
+
+        Returns
+        -------
+        Tensor ()
+            Nats a token of an answer.
+        """
         rng = np.random.default_rng([seed, step])
         rows = rng.choice(len(self.samples), min(BATCH_SIZE, len(self.samples)), replace=False)
         texts = []
@@ -258,9 +286,9 @@ class Lessons:
 def by_run(hit: Bool[Tensor, "t"], marks: Bool[Tensor, "t"]) -> list[bool]:
     """Tell for each run of marked positions whether all of it was hit."""
     runs, inside = [], False
-    for right, marked in zip(hit.tolist(), marks.tolist(), strict=True):
+    for correct, marked in zip(hit.tolist(), marks.tolist(), strict=True):
         if marked:
-            runs = [*runs[:-1], runs[-1] and right] if inside else [*runs, right]
+            runs = [*runs[:-1], runs[-1] and correct] if inside else [*runs, correct]
         inside = marked
     return runs
 
@@ -286,7 +314,7 @@ def share(correct: Sequence[Sequence[bool]]) -> float:
     >>> share([[True, True, True], [False]])
     0.75
     """
-    answers = [right for picture in correct for right in picture]
+    answers = [answer for picture in correct for answer in picture]
     return float(np.mean(answers))
 
 
@@ -307,7 +335,17 @@ class Best:
         self.score, self.step, self.state = -np.inf, 0, {}
 
     def offer(self, score: float, step: int, state: Mapping[str, object]) -> None:
-        """Keep the state if its score is the highest so far; the first of equal ones stays."""
+        """Keep the state if its score is the highest so far; the first of equal ones stays.
+
+        Parameters
+        ----------
+        score : float
+            On validation.
+        step : int
+            When the state was reached.
+        state : mapping
+            The trained weights by name.
+        """
         if score > self.score:
             self.score, self.step, self.state = score, step, dict(state)
 
@@ -400,7 +438,7 @@ def blind(lessons: Sequence[Sample], samples: Sequence[Sample]) -> list[list[boo
 
 def digits(correct: Sequence[Sequence[bool]]) -> str:
     """Write which questions were answered rightly: a word a picture, a digit a question."""
-    return " ".join("".join(str(int(right)) for right in picture) for picture in correct)
+    return " ".join("".join(str(int(answer)) for answer in picture) for picture in correct)
 
 
 def run_all(file: Path | None = None, report: Callable[[str], object] = print) -> dict[str, object]:
@@ -436,8 +474,8 @@ def run_all(file: Path | None = None, report: Callable[[str], object] = print) -
         records["base"] = {part: digits(lessons.correct()[0]) for part, lessons in bench.items()}
         records["blind"] = _blind(bench)
         write_json(file, records, indent=1)
-    some = [way for way in WAYS if way.name in SOME_WAYS]
-    plan = [*product([N_LABELS], SEEDS, WAYS), *product(OTHER_SIZES, SEEDS, some)]
+    ways = [way for way in WAYS if way.name in SOME_WAYS]
+    plan = [*product([N_LABELS], SEEDS, WAYS), *product(OTHER_SIZES, SEEDS, ways)]
     for n_labels, seed, way in plan:
         name = {"way": way.name, "labels": n_labels, "seed": seed}
         if any(name.items() <= run.items() for run in records["runs"]):

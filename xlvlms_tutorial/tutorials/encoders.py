@@ -283,7 +283,7 @@ def results(records: Mapping[str, object]) -> pd.DataFrame:
         row = {name: curve(records, alpha, [factor])[:, -1].mean() for alpha, name in LINES.items()}
         row |= {"difference": difference.value, "low": difference.low, "high": difference.high}
         row["untrained"] = curve(records, WORDS, [factor])[:, 0].mean()
-        rows[factor] = row | {name: of[factor] for name, of in records["controls"].items()}
+        rows[factor] = row | {name: line[factor] for name, line in records["controls"].items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("factor")
 
 

@@ -158,19 +158,19 @@ def revealing(
     by_answer: dict[str, list[Example]] = {}
     for example in support:
         by_answer.setdefault(example.answer, []).append(example)
-    made = []
+    result = []
     for row, query in enumerate(queries):
         if query.answer not in by_answer:
             continue
         generator = np.random.default_rng([seed, row])
         others = [answer for answer in by_answer if answer != query.answer]
         picked = [query.answer, *generator.permutation(others)[: shots - 1]]
-        shown = []
+        demonstrations = []
         for answer in generator.permutation(picked):
             group = by_answer[str(answer)]
-            shown.append(group[int(generator.integers(len(group)))])
-        made.append(Episode(query, tuple(shown)))
-    return made
+            demonstrations.append(group[int(generator.integers(len(group)))])
+        result.append(Episode(query, tuple(demonstrations)))
+    return result
 
 
 def captioned(episodes: Sequence[Episode], samples: Sequence[Sample]) -> list[Episode]:
@@ -273,9 +273,9 @@ def answer(
     for start in range(0, len(episodes), batch_size):
         batch = vlm.batch(**as_prompts(episodes[start : start + batch_size]))
         logits = vlm.forward(batch, logits=False, use_cache=False).logits[:, -1].float()
-        for chosen, first in zip(logits[:, pieces].argmax(-1), logits.argmax(-1), strict=True):
+        for best, first in zip(logits[:, pieces].argmax(-1), logits.argmax(-1), strict=True):
             free = words[pieces.index(int(first))] if int(first) in pieces else ""
-            rows.append((words[int(chosen)], free))
+            rows.append((words[int(best)], free))
     return pd.DataFrame(rows, columns=list(DECODINGS))
 
 
@@ -331,17 +331,17 @@ def conditions(episodes: Sequence[Episode], seed: int = 0) -> dict[str, list[Epi
     >>> list(conditions(episodes(support, queries, 2)))[:3]
     ['intact', 'reversed', 'query blind']
     """
-    made = {"intact": list(episodes)}
-    made["reversed"] = [replace(e, demonstrations=e.demonstrations[::-1]) for e in episodes]
-    made["query blind"] = blind(episodes)
-    shown = [example for episode in episodes for example in episode.demonstrations]
+    result = {"intact": list(episodes)}
+    result["reversed"] = [replace(e, demonstrations=e.demonstrations[::-1]) for e in episodes]
+    result["query blind"] = blind(episodes)
+    demonstrations = [example for episode in episodes for example in episode.demonstrations]
     for part, change in ABLATIONS:
-        if part == "questions" and len({example.question for example in shown}) < 2:
+        if part == "questions" and len({example.question for example in demonstrations}) < 2:
             continue
-        if part == "answers" and len({example.answer for example in shown}) < 2:
+        if part == "answers" and len({example.answer for example in demonstrations}) < 2:
             continue
-        made[f"{part} {change}"] = ablate(episodes, part, change, seed=seed)
-    return made
+        result[f"{part} {change}"] = ablate(episodes, part, change, seed=seed)
+    return result
 
 
 def score(
@@ -370,13 +370,15 @@ def score(
     [1.0]
     """
     rows = []
-    for (task, condition, shots), (asked, answers) in results.items():
-        estimate = proportion(right(answers["constrained"], asked))
-        answered = all(any(d.answer for d in e.demonstrations) for e in asked)
-        vote = right(majority_vote(asked), asked).mean() if shots and answered else float("nan")
+    for (task, condition, shots), (episodes, answers) in results.items():
+        estimate = proportion(right(answers["constrained"], episodes))
+        answered = all(any(d.answer for d in e.demonstrations) for e in episodes)
+        vote = (
+            right(majority_vote(episodes), episodes).mean() if shots and answered else float("nan")
+        )
         row = {"task": task, "condition": condition, "shots": shots}
         row |= {"constrained": estimate.value, "low": estimate.low, "high": estimate.high}
-        rows.append(row | {"open": right(answers["open"], asked).mean(), "vote": vote})
+        rows.append(row | {"open": right(answers["open"], episodes).mean(), "vote": vote})
     return pd.DataFrame(rows).set_index(["task", "condition", "shots"])
 
 
@@ -415,8 +417,8 @@ def drop(
     """
     sides = []
     for key in (first, second):
-        asked, answers = results[key]
-        sides.append(right(answers[decoding], asked))
+        episodes, answers = results[key]
+        sides.append(right(answers[decoding], episodes))
     groups = [episode.query.id for episode in results[first][0]]
     return difference(*sides, groups_a=groups, paired=True)
 
@@ -453,8 +455,8 @@ def copies(
     """
     parts = []
     for task, condition, shots in keys:
-        asked, answers = results[task, condition, shots]
-        rates = copy_rate(list(answers["constrained"]), asked)
+        episodes, answers = results[task, condition, shots]
+        rates = copy_rate(list(answers["constrained"]), episodes)
         rates.insert(0, "condition", condition)
         rates.insert(0, "task", task)
         parts.append(rates)
@@ -500,9 +502,9 @@ def record(
     for task in ("naming", "questions"):
         if (task, "RICES", shots) not in results:
             continue
-        asked, answers = results[task, "RICES", shots]
-        sides = right(answers["constrained"], asked), right(majority_vote(asked), asked)
-        groups = [episode.query.id for episode in asked]
+        episodes, answers = results[task, "RICES", shots]
+        sides = right(answers["constrained"], episodes), right(majority_vote(episodes), episodes)
+        groups = [episode.query.id for episode in episodes]
         estimate = difference(*sides, groups_a=groups, paired=True)
         experiment.record("ICL-3", estimate, "vote of the same demonstrations", task)
     _record_copies(experiment, rates)
@@ -647,8 +649,8 @@ def strip(episode: Episode, height: int = 96) -> Image.Image:
     >>> strip(Episode(examples(samples[:1], "place")[0], ())).size
     (112, 96)
     """
-    shown = [example.picture for example in (*episode.demonstrations, episode.query)]
-    pictures = [picture.resize((height, height)) for picture in shown if picture is not None]
+    images = [example.picture for example in (*episode.demonstrations, episode.query)]
+    pictures = [picture.resize((height, height)) for picture in images if picture is not None]
     whole = Image.new("RGB", (height * len(pictures) + 16, height), "white")
     for number, picture in enumerate(pictures):
         gap = 16 if number == len(pictures) - 1 else 0

@@ -404,12 +404,12 @@ def leakage(items: Sequence[Item], answers: Sequence[str]) -> pd.DataFrame:
     totals = Counter(item.group for item in items)
     for item, answer in zip(items, answers, strict=True):
         counts[item.group, said_group(item, answer)] += 1
-    others = [said for _, said in counts if said not in groups]
+    others = [form for _, form in counts if form not in groups]
     rows = {}
     for group in groups:
         columns = dict.fromkeys([*groups, *others], 0.0)
-        for said in columns:
-            columns[said] = counts[group, said] / totals[group]
+        for form in columns:
+            columns[form] = counts[group, form] / totals[group]
         rows[group] = columns
     return pd.DataFrame(rows).T
 

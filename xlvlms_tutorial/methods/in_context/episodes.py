@@ -212,14 +212,14 @@ def episodes(
         ]
     else:
         ranks = list(_nearest(_similarity(support, queries, select, embed), shots))
-    chosen = []
+    result = []
     for query, numbers in zip(queries, ranks, strict=True):
         ranked = tuple(support[number] for number in numbers)
         episode = Episode(query, ranked, ORDERS[1])
         if order == ORDERS[0]:
             episode = Episode(query, ranked[::-1], order)
-        chosen.append(episode)
-    return chosen
+        result.append(episode)
+    return result
 
 
 def _require_usable(
