@@ -172,6 +172,18 @@ def test_sentences_follow_the_records():
     assert not sentences["the best of the few is the connector"]
 
 
+def test_more_labels_are_compared_in_pairs():
+    fewer = [run("IA3", 0, "00 0", 5, labels=16), run("IA3", 1, "00 1", 5, labels=16)]
+    records = made(*RECORDS["runs"], *fewer)
+    gain = peft.label_gain(records, "IA3", "old domain", 16, 64)
+    assert gain.value == pytest.approx(3 / 6 - 1 / 6)
+    sentences = {}
+    experiment = Experiment("peft", "pocket-llava", "scenes")
+    experiment.check = lambda statement, holds: sentences.update({statement: bool(holds)})
+    peft.check_labels(experiment, peft.load_records())
+    assert all(sentences.values()) and len(sentences) == 4
+
+
 def pictures():
     image = Image.new("RGB", (32, 32), (200, 30, 40))
     questions = (Question("presence", "Is there a key ?", "yes"),)

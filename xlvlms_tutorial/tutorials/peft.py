@@ -372,6 +372,65 @@ def check_scores(experiment: Experiment, records: Mapping[str, object]) -> None:
     check("random weights are surely worse in domain alone", apart == [True, False])
 
 
+def label_gain(
+    records: Mapping[str, object], way: str, part: str, fewer: int, more: int
+) -> Estimate:
+    """Return by how much more labels improve a way.
+
+    Parameters
+    ----------
+    records, way, part
+        As for :func:`correct`.
+    fewer, more : int
+        Numbers of labels.
+
+    Returns
+    -------
+    Estimate
+        The difference of shares, paired by seed and picture.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.peft import label_gain, load_records
+    >>> label_gain(load_records(), "IA3", "in domain", 64, 64).value
+    0.0
+    """
+    first, total = correct(records, way, part, more)
+    second, _ = correct(records, way, part, fewer)
+    return _over_seeds_and_pictures(first - second, total)
+
+
+def check_labels(experiment: Experiment, records: Mapping[str, object]) -> None:
+    """Check what the page says of fewer and of more labels.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The page's experiment.
+    records : mapping
+        From :func:`load_records`.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import Experiment, peft
+    >>> experiment = Experiment("peft", "pocket-llava", "scenes")
+    >>> peft.check_labels(experiment, peft.load_records())
+    """
+    home, _, old = PARTS
+    table = by_labels(records)
+    ways = table.index.get_level_values("way").unique()
+    check = experiment.check
+    more = [label_gain(records, way, home, 64, 256).low > 0 for way in ways]
+    check("from 64 to 256 labels no way surely gains, in domain", not any(more))
+    fewer = [label_gain(records, way, home, 16, 64).value > 0 for way in ways]
+    check("with 16 labels all ways score less than with 64, in domain", all(fewer))
+    sizes = table.index.get_level_values("labels").unique()
+    forgets = [margin(records, "connector", FULL, old, size).low > 0 for size in sizes]
+    check("the connector forgets less than full tuning with any number of labels", all(forgets))
+    reaches = [margin(records, "connector", FULL, home, size).low > -0.05 for size in sizes]
+    check("the connector reaches full tuning in domain with any number of labels", all(reaches))
+
+
 def draw(axes: Iterable[Axes], table: pd.DataFrame) -> None:
     """Draw scores against the number of trained parameters, a panel a part.
 
