@@ -266,7 +266,7 @@ def thumbnails(
     >>> from xlvlms_tutorial.view import cards
     >>> square = Image.new("RGB", (8, 4))
     >>> style, tags = cards.thumbnails({"first": square, "second": square}, size=32)
-    >>> list(tags), style.count("width:32px;height:16px")
+    >>> list(tags), style.count("width:32px;aspect-ratio:32/16")
     (['first', 'second'], 1)
     """
     pictures = dict(images) if isinstance(images, Mapping) else dict(enumerate(images))
