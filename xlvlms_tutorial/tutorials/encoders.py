@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from PIL import Image
-from scipy.stats import t as student
 from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig
 from transformers.initialization import no_init_weights
@@ -24,7 +23,7 @@ from transformers.models.dinov2 import Dinov2Config
 from transformers.models.siglip import SiglipVisionConfig, SiglipVisionModel
 
 from xlvlms_tutorial.io import read_json
-from xlvlms_tutorial.metrics.intervals import Estimate
+from xlvlms_tutorial.metrics.intervals import Estimate, mean_interval
 from xlvlms_tutorial.tutorials.experiments import Experiment
 from xlvlms_tutorial.validation import require, require_one_of
 from xlvlms_tutorial.view import plots
@@ -254,7 +253,7 @@ def gain(records: Mapping[str, object], factors: Sequence[str], look: int = -1) 
     0.0
     """
     differences = curve(records, BOTH, factors)[:, look] - curve(records, WORDS, factors)[:, look]
-    return _over_seeds(differences)
+    return mean_interval(differences)
 
 
 def results(records: Mapping[str, object]) -> pd.DataFrame:
@@ -332,12 +331,12 @@ def draw(axes: Iterable[Axes], records: Mapping[str, object]) -> None:
     records : mapping
         From :func:`load_records`.
     """
-    steps = looks(records)
+    axes, steps = list(axes), looks(records)
     groups = {"in all captions": ALWAYS, "in two captions of five": SOMETIMES}
     for ax, (title, factors) in zip(axes, groups.items(), strict=True):
         for alpha, colour, marker in ((WORDS, "#9a5d10", "s"), (BOTH, "#17809a", "o")):
             values = curve(records, alpha, factors)
-            ends = [_over_seeds(column) for column in values.T]
+            ends = [mean_interval(column) for column in values.T]
             low, high = [end.low for end in ends], [end.high for end in ends]
             ax.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
             ax.plot(steps, values.mean(axis=0), marker=marker, color=colour, label=LINES[alpha])
@@ -345,7 +344,7 @@ def draw(axes: Iterable[Axes], records: Mapping[str, object]) -> None:
             level = _mean(records["controls"][name], factors)
             ax.axhline(level, color=plots.INK, ls=style, lw=1, label=name)
         ax.set(xlabel="steps of training", title=title, ylim=(0.2, 1.0))
-    list(axes)[0].set_ylabel("factors read (share right)")
+    axes[0].set_ylabel("factors read (share right)")
 
 
 def continued(
@@ -369,7 +368,7 @@ def continued(
     Returns
     -------
     PIL.Image.Image
-        The picture; a thin line marks where the prefix ends.
+        The picture, true in the prefix and predicted behind it.
 
     Raises
     ------
@@ -456,12 +455,12 @@ def check_records(experiment: Experiment, records: Mapping[str, object]) -> None
     raw = _mean(records["controls"]["raw pixels"], ALWAYS)
     check(
         "raw pixels are read better than words alone, and no worse than both",
-        raw > _over_seeds(final[WORDS]).high and raw >= _over_seeds(final[BOTH]).low,
+        raw > mean_interval(final[WORDS]).high and raw >= mean_interval(final[BOTH]).low,
     )
     untrained = curve(records, WORDS, ALWAYS)[:, 0]
     check(
         "both encoders read better after the training than before",
-        all(_over_seeds(values - untrained).low > 0 for values in final.values()),
+        all(mean_interval(values - untrained).low > 0 for values in final.values()),
     )
     easy = results(records).loc[["place", "time"], ["untrained", "raw pixels"]]
     check("place and time are read by anything", easy.to_numpy().min() > 0.95)
@@ -471,16 +470,8 @@ def check_records(experiment: Experiment, records: Mapping[str, object]) -> None
 def _change(records: Mapping[str, object], factors: Sequence[str]) -> Estimate:
     """By how much the gain of pixels changes from the first look to the last."""
     differences = curve(records, BOTH, factors) - curve(records, WORDS, factors)
-    return _over_seeds(differences[:, -1] - differences[:, 1])
+    return mean_interval(differences[:, -1] - differences[:, 1])
 
 
 def _mean(scores: Mapping[str, float], factors: Sequence[str]) -> float:
     return float(np.mean([scores[factor] for factor in factors]))
-
-
-def _over_seeds(values: Float[np.ndarray, "seeds"]) -> Estimate:
-    """A mean with Student's interval of 95 %."""
-    n = len(values)
-    mean = float(values.mean())
-    half = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return Estimate(mean, mean - half, mean + half, n)
